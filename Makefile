@@ -1,0 +1,33 @@
+# Two commands matter: `make demo` and `make test`. Each sets up .venv by itself.
+PY ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test check docs clean
+
+install: $(VENV)/.installed
+
+# torch first and alone: the pinned version is the CPU build, and nothing later may replace it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev,docs]"
+	touch $@
+
+demo: install
+	$(BIN)/lit-wsl demo
+
+test: install
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+check: install
+	$(BIN)/ruff check lit_wsl tests benchmarks
+	$(BIN)/ruff format --check lit_wsl tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: install
+	$(BIN)/mkdocs build --strict -q
+
+clean:
+	rm -rf $(VENV) site build dist

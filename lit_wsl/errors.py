@@ -1,0 +1,31 @@
+"""Every error that a user can cause: one line that says what, where and the remedy."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LitWslError(ValueError):
+    """The work cannot be done; the message is for the user."""
+
+
+class ConfigError(LitWslError):
+    """A parameter, option or configuration file is wrong."""
+
+
+class CheckpointError(LitWslError):
+    """A file of weights cannot be read, written or matched."""
+
+
+class MergeError(LitWslError):
+    """Sources do not fit together, or a merge gave an unusable result."""
+
+
+class DataError(LitWslError):
+    """A data set cannot be prepared or read."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Sentence that suggests the known name nearest to ``name``, or lists all when none is near."""
+    options = sorted(known)
+    near = get_close_matches(name, options, n=1, cutoff=0.6)
+    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(options) or 'none'}."
