@@ -1,0 +1,60 @@
+"""Containers around a state dict, and the files that belong to a model beside its weights."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_wsl.errors import CheckpointError
+
+CONTAINER_KEYS = ("state_dict", "model", "model_state_dict", "module")
+"""Where training tools put the state dict: Lightning and timm, nanoGPT and litgpt, plain loops, DeepSpeed."""
+
+WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+"""Path components that torch.compile, FSDP and activation checkpointing insert into names."""
+
+_CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "[0-9]_*/*.json", "LICENSE*")
+_LEFT = (
+    "*.index.json",
+    "adapter_config.json",
+    "trainer_state.json",
+    "merge_metadata.json",
+    "delta_config.json",
+)
+
+
+def unwrap(content: Any, where: str) -> dict[str, Tensor]:
+    """The flat state dict inside the object that a torch file holds.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    inner = content
+    for key in CONTAINER_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            inner = content[key]
+            break
+    tensors = {k: v for k, v in inner.items() if isinstance(v, Tensor)} if isinstance(inner, Mapping) else {}
+    if not tensors:
+        raise CheckpointError(f"{where} holds no state dict; save `model.state_dict()`.")
+    return {strip_wrappers(name): tensor for name, tensor in tensors.items()}
+
+
+def strip_wrappers(name: str) -> str:
+    """A parameter name without the components that wrappers of a module insert."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def carry_files(source: Path, target: Path) -> list[str]:
+    """Copy configuration and tokenizer files of a model directory; returns the copied names."""
+    copied = []
+    for path in sorted({p for pattern in _CARRIED for p in source.glob(pattern)}):
+        relative = path.relative_to(source)
+        if not path.is_file() or any(path.match(pattern) for pattern in _LEFT) or (target / relative).exists():
+            continue
+        (target / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / relative)
+        copied.append(str(relative))
+    return copied

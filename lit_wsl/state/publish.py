@@ -1,0 +1,113 @@
+"""Publish a directory whole or not at all.
+
+The work happens in a sibling ``NAME.partial``. Only when it is finished does a rename put it in place, so a
+killed process leaves the old output or none, and the same command can take the partial work up again.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lit_wsl.errors import CheckpointError
+
+MARKER = ".lit_wsl.json"
+"""File in every published directory; only a directory that has it may be overwritten."""
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse an output directory that holds something, before any work is done.
+
+    Raises:
+        CheckpointError: If ``target`` is a file, has content and ``overwrite`` is off, or has content that
+            was not published from here.
+    """
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise CheckpointError(f"Output {target} is a file; name a directory.")
+    if not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise CheckpointError(f"Output directory {target} is not empty; choose another, or pass `--overwrite`.")
+    if not (target / MARKER).exists():
+        raise CheckpointError(
+            f"Output directory {target} was not written by lit-wsl, so `--overwrite` leaves it alone; choose another."
+        )
+
+
+@contextmanager
+def published_directory(target: Path, *, overwrite: bool = False, fingerprint: str = "") -> Iterator[Path]:
+    """Yield a scratch directory; rename it to ``target`` only when the block ends well.
+
+    An interrupted block (Ctrl-C, kill) leaves ``target.partial`` behind; the next call with the same
+    ``fingerprint`` finds it again and may resume. An error removes it.
+
+    Args:
+        target: Directory to publish.
+        overwrite: Whether an earlier output may be replaced.
+        fingerprint: Identifies the work; partial work of another fingerprint is thrown away.
+
+    Raises:
+        CheckpointError: If the target may not be replaced, cannot be written, or another process writes it.
+    """
+    target = target.resolve()
+    partial, replaced = target.with_name(target.name + ".partial"), target.with_name(target.name + ".replaced")
+    if replaced.exists() and not target.exists():  # killed between the two renames below
+        replaced.rename(target)
+    check_target(target, overwrite=overwrite)
+    with _locked(partial, fingerprint) as scratch:
+        try:
+            yield scratch
+            (scratch / MARKER).write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+            check_target(target, overwrite=overwrite)
+            _swap(scratch, target, replaced)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise CheckpointError(
+                f"{target} could not be written ({error.strerror or error}); nothing was published."
+            ) from error
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _locked(partial: Path, fingerprint: str) -> Iterator[Path]:
+    """The partial directory, held by this process alone; emptied unless it belongs to the same work."""
+    lock_path = partial.with_name(partial.name + ".lock")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        lock = lock_path.open("a")
+    except OSError as error:
+        raise CheckpointError(f"{partial.parent} cannot be written ({error.strerror}); choose another.") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"Another process is writing {partial.with_suffix('')}; wait for it or choose another output."
+            ) from None
+        note = partial / ".fingerprint"
+        if partial.exists() and (not note.exists() or note.read_text() != fingerprint):
+            shutil.rmtree(partial)
+        partial.mkdir(exist_ok=True)
+        note.write_text(fingerprint)
+        yield partial
+    finally:
+        lock_path.unlink(missing_ok=True)
+        lock.close()
+
+
+def _swap(scratch: Path, target: Path, replaced: Path) -> None:
+    (scratch / ".fingerprint").unlink(missing_ok=True)
+    if target.exists() and any(target.iterdir()):
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    scratch.rename(target)
+    shutil.rmtree(replaced, ignore_errors=True)

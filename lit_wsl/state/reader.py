@@ -1,0 +1,237 @@
+"""Open any checkpoint and read one tensor at a time."""
+
+import json
+import pickle
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_wsl.errors import CheckpointError, did_you_mean
+from lit_wsl.state.formats import unwrap
+from lit_wsl.state.safetensors import SafetensorsFile
+from lit_wsl.state.safetensors import TensorInfo as TensorInfo
+
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+INDEX_NAMES = (
+    "model.safetensors.index.json",
+    "adapter_model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "adapter_model.bin.index.json",
+)
+SINGLE_NAMES = (
+    "model.safetensors",
+    "adapter_model.safetensors",
+    "delta.safetensors",
+    "pytorch_model.bin",
+    "adapter_model.bin",
+)
+
+
+class StateReader(ABC):
+    """Names, shapes and tensors of one checkpoint; opening reads no tensor."""
+
+    where: str
+    """Path or description, for messages."""
+
+    @abstractmethod
+    def keys(self) -> list[str]:
+        """Tensor names in file order."""
+
+    @abstractmethod
+    def info(self, name: str) -> TensorInfo:
+        """Shape and dtype of a tensor, without reading it."""
+
+    @abstractmethod
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """Tensor ``name``, or its rows ``[start, stop)``. Treat it as read-only: it may be a view of the file."""
+
+    def files(self) -> list[Path]:
+        """Files that hold the tensors; empty for a checkpoint in memory."""
+        return []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.keys()
+
+
+class SafetensorsReader(StateReader):
+    """Tensors of one safetensors file, or of the shards that an index names."""
+
+    def __init__(self, where: Path, shards: list[SafetensorsFile]) -> None:
+        self.where = str(where)
+        self._home: dict[str, SafetensorsFile] = {}
+        self._shards = shards
+        for shard in shards:
+            for name in shard.infos:
+                if name in self._home:
+                    raise CheckpointError(
+                        f"{where}: tensor {name!r} is in {self._home[name].path.name} and in {shard.path.name}; "
+                        "remove the shards of an older save."
+                    )
+                self._home[name] = shard
+
+    def keys(self) -> list[str]:
+        """Tensor names in file order."""
+        return list(self._home)
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape and dtype of a tensor, without reading it."""
+        return self._find(name).infos[name]
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """Tensor ``name``, or its rows ``[start, stop)``, as a view of the mapped file."""
+        tensor = self._find(name).read(name)
+        return tensor if rows is None else tensor[rows[0] : rows[1]]
+
+    def files(self) -> list[Path]:
+        """The shard files."""
+        return [shard.path for shard in self._shards]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._home
+
+    def _find(self, name: str) -> SafetensorsFile:
+        if name not in self._home:
+            raise CheckpointError(f"{self.where} has no tensor {name!r}. {did_you_mean(name, self._home)}")
+        return self._home[name]
+
+
+class MemoryReader(StateReader):
+    """Tensors of a state dict in memory (or of a memory-mapped torch file)."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], where: str = "state dict", files: Sequence[Path] = ()) -> None:
+        self.where = where
+        self._tensors = tensors
+        self._files = list(files)
+
+    def keys(self) -> list[str]:
+        """Tensor names in their order."""
+        return list(self._tensors)
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape and dtype of a tensor."""
+        tensor = self._find(name)
+        return TensorInfo(tuple(tensor.shape), tensor.dtype)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """Tensor ``name``, or its rows ``[start, stop)``, detached."""
+        tensor = self._find(name).detach()
+        return tensor if rows is None else tensor[rows[0] : rows[1]]
+
+    def files(self) -> list[Path]:
+        """The torch files behind the tensors, if any."""
+        return self._files
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def _find(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise CheckpointError(f"{self.where} has no tensor {name!r}. {did_you_mean(name, self._tensors)}")
+        return self._tensors[name]
+
+
+def open_state(source: str | Path | Mapping[str, Tensor]) -> StateReader:
+    """Open a checkpoint for reading, whatever its container.
+
+    Args:
+        source: A safetensors file, a torch file (``.bin .pt .pth .ckpt``), a directory with either (sharded or
+            not), an index file, or a state dict in memory.
+
+    Raises:
+        CheckpointError: If nothing is there, the container is damaged or would run code.
+    """
+    if isinstance(source, Mapping):
+        return MemoryReader(source)
+    path = Path(source)
+    if path.is_dir():
+        return _open_directory(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; check the path.")
+    if path.name.endswith(".index.json"):
+        return _open_index(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsReader(path, [SafetensorsFile(path)])
+    if path.suffix in TORCH_SUFFIXES:
+        return MemoryReader(_load_torch(path), str(path), [path])
+    raise CheckpointError(
+        f"{path} is no checkpoint; expected .safetensors, {', '.join(TORCH_SUFFIXES)}, an index or a directory."
+    )
+
+
+def _open_directory(directory: Path) -> StateReader:
+    for name in INDEX_NAMES:
+        if (directory / name).exists():
+            return _open_index(directory / name)
+    for name in SINGLE_NAMES:
+        if (directory / name).exists():
+            return open_state(directory / name)
+    found = sorted(p for p in directory.iterdir() if p.suffix in (".safetensors", *TORCH_SUFFIXES))
+    if len(found) == 1:
+        return open_state(found[0])
+    what = f"{len(found)} weight files but no index" if found else "no weight file"
+    raise CheckpointError(f"{directory} has {what}; name the file to read, or check the path.")
+
+
+def _open_index(index: Path) -> StateReader:
+    """Open every shard that an index names; the index must agree with the shards and stay inside its folder."""
+    weight_map = _read_weight_map(index)
+    files = list(dict.fromkeys(weight_map.values()))
+    paths = [_shard_path(index, file) for file in files]
+    if paths and paths[0].suffix in TORCH_SUFFIXES:
+        merged: dict[str, Tensor] = {}
+        for path in paths:
+            merged.update(_load_torch(path))
+        return _checked_against(index, weight_map, MemoryReader(merged, str(index.parent), paths))
+    return _checked_against(index, weight_map, SafetensorsReader(index.parent, [SafetensorsFile(p) for p in paths]))
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no weight index ({error!r}); download or write it again.") from error
+    pairs = weight_map.items() if isinstance(weight_map, dict) else ()
+    if not pairs or not all(isinstance(file, str) for _, file in pairs):
+        raise CheckpointError(f"{index}: `weight_map` must map tensor names to files; write it again.")
+    return weight_map
+
+
+def _shard_path(index: Path, file: str) -> Path:
+    """Path of a shard, which must lie in the folder of its index."""
+    relative = Path(file)
+    if relative.is_absolute() or ".." in relative.parts or "\\" in file or "\0" in file:
+        raise CheckpointError(f"{index} names {file!r}, a file outside its own directory; do not trust it.")
+    path = index.parent / relative
+    if not path.is_file():
+        raise CheckpointError(f"{index.parent}: shard {file!r} of {index.name} is missing; download it again.")
+    return path
+
+
+def _checked_against(index: Path, weight_map: dict[str, str], reader: StateReader) -> StateReader:
+    lost = [name for name in weight_map if name not in reader]
+    if lost:
+        raise CheckpointError(
+            f"{index} names {len(lost)} tensors that its shards lack, first {lost[0]!r}; download it again."
+        )
+    return reader
+
+
+def _load_torch(path: Path) -> dict[str, Tensor]:
+    """State dict of a torch file: mapped, never executed."""
+    try:
+        mapped = zipfile.is_zipfile(path)  # the old, unzipped format cannot be mapped
+        content: Any = torch.load(path, map_location="cpu", mmap=mapped or None, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} holds more than weights and would run code ({reason}); save its state dict alone."
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else repr(error)
+        raise CheckpointError(f"{path} cannot be read ({reason}); it is truncated or no torch file.") from error
+    return unwrap(content, str(path))

@@ -1,0 +1,186 @@
+"""Write safetensors tensor by tensor, with every header planned before the first byte."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from lit_wsl.errors import CheckpointError
+from lit_wsl.state.safetensors import TensorInfo, plan_header
+
+SHARD_BYTES = 5_000_000_000
+JOURNAL = ".journal"
+
+
+class ShardedWriter:
+    """Writes a known list of tensors into one or more safetensors files of a directory.
+
+    Tensors may come in any order and in pieces. A journal records each finished tensor; a writer that is
+    opened on the same directory with the same plan reports them in ``finished`` and keeps their bytes.
+
+    Args:
+        directory: Existing directory; let :func:`published_directory` provide and publish it.
+        infos: Every tensor that will be written.
+        stem: File name without suffix.
+        shard_bytes: Largest size of a shard; a larger tensor gets a shard of its own.
+        metadata: Header metadata, text to text.
+
+    Raises:
+        CheckpointError: If the disk is too small for the files, or a dtype cannot be stored.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        infos: Mapping[str, TensorInfo],
+        *,
+        stem: str = "model",
+        shard_bytes: int = SHARD_BYTES,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.infos = dict(infos)
+        self._stem = stem
+        self._shards = _split_into_shards(self.infos, shard_bytes)
+        self._metadata = dict(metadata or {"format": "pt"})
+        self._files: list[int] = []
+        self._place: dict[str, tuple[int, int]] = {}
+        headers = self._plan()
+        self._journal_path = directory / JOURNAL
+        self.finished = self._read_journal(headers)
+        try:
+            self._create_files(headers)
+        except OSError as error:
+            self.abandon()
+            raise CheckpointError(_disk_message(directory, error, sum(size for _, size in headers))) from error
+        self._journal = self._journal_path.open("a", encoding="utf-8")
+
+    def file_names(self) -> list[str]:
+        """Names of the shards: one plain name, or numbered ones."""
+        count = len(self._shards)
+        if count == 1:
+            return [f"{self._stem}.safetensors"]
+        return [f"{self._stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+
+    def write(self, name: str, tensor: Tensor, start: int = 0) -> None:
+        """Write the entries of ``tensor`` at flat position ``start`` of tensor ``name``.
+
+        Raises:
+            CheckpointError: If the dtype is not the planned one, the piece does not fit, or the disk is full.
+        """
+        info = self.infos[name]
+        if tensor.dtype != info.dtype or start + tensor.numel() > info.numel:
+            raise CheckpointError(
+                f"Tensor {name!r} was planned as {info.dtype} {info.shape}; "
+                f"got {tensor.dtype} with {tensor.numel()} entries at {start}."
+            )
+        if not tensor.numel():
+            return
+        file, position = self._place[name]
+        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data
+        position += start * info.dtype.itemsize
+        try:
+            while data:
+                written = os.pwrite(file, data, position)
+                data, position = data[written:], position + written
+        except OSError as error:
+            raise CheckpointError(_disk_message(self.directory, error, info.nbytes)) from error
+
+    def finish(self, name: str) -> None:
+        """Record that every entry of ``name`` is written."""
+        self.finished.add(name)
+        self._journal.write(json.dumps(name) + "\n")
+        self._journal.flush()
+
+    def close(self) -> None:
+        """Check that nothing is missing and write the index of a sharded output.
+
+        Raises:
+            CheckpointError: If a planned tensor was never finished.
+        """
+        missing = [name for name in self.infos if name not in self.finished]
+        if missing:
+            raise CheckpointError(f"{len(missing)} planned tensors were never written, first {missing[0]!r}.")
+        if len(self._shards) > 1:
+            weight_map = {n: file for file, shard in zip(self.file_names(), self._shards, strict=True) for n in shard}
+            index = {"metadata": {"total_size": sum(i.nbytes for i in self.infos.values())}, "weight_map": weight_map}
+            path = self.directory / f"{self._stem}.safetensors.index.json"
+            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        self.abandon()
+        self._journal_path.unlink()
+
+    def abandon(self) -> None:
+        """Close the files as they are; the journal lets a later writer go on."""
+        for file in self._files:
+            os.close(file)
+        self._files = []
+        if hasattr(self, "_journal"):
+            self._journal.close()
+
+    def __enter__(self) -> "ShardedWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+    def _plan(self) -> list[tuple[bytes, int]]:
+        headers = []
+        for number, shard in enumerate(self._shards):
+            header, positions, size = plan_header({name: self.infos[name] for name in shard}, self._metadata)
+            headers.append((header, size))
+            self._place.update({name: (number, position) for name, position in positions.items()})
+        return headers
+
+    def _create_files(self, headers: list[tuple[bytes, int]]) -> None:
+        for name, (header, size) in zip(self.file_names(), headers, strict=True):
+            file = os.open(self.directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._files.append(file)
+            os.ftruncate(file, size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file, 0, size)  # a full disk shows now, not after an hour
+            os.pwrite(file, header, 0)
+        self._place = {n: (self._files[number], position) for n, (number, position) in self._place.items()}
+
+    def _read_journal(self, headers: list[tuple[bytes, int]]) -> set[str]:
+        """Tensors that an interrupted writer with the same plan finished; a new journal when there is none."""
+        plan = hashlib.sha256(b"".join(header for header, _ in headers)).hexdigest()
+        try:
+            first, *lines = self._journal_path.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            first, lines = "", []
+        if first != plan:
+            self._journal_path.write_text(plan + "\n", encoding="utf-8")
+            return set()
+        names = set()
+        for line in lines[:-1]:  # what follows the last newline was cut off in the middle
+            names.add(json.loads(line))
+        return names & set(self.infos)
+
+
+def _split_into_shards(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, info in infos.items():
+        if shards[-1] and size + info.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += info.nbytes
+    return shards
+
+
+def _disk_message(directory: Path, error: OSError, needed: int) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"The disk of {directory.parent} is full ({needed / 1e6:.1f} MB needed); free space or choose another."
+    return f"{directory} cannot be written ({error.strerror}); choose another output."

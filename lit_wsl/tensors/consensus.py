@@ -1,0 +1,42 @@
+"""Agreement between task vectors: elected signs and means over those that agree."""
+
+import torch
+from torch import Tensor
+
+
+def elect_sign(task_vectors: Tensor) -> Tensor:
+    """Sign with the larger total magnitude over tasks, per entry.
+
+    Args:
+        task_vectors: Trimmed task vectors, shape ``(T, *P)``.
+
+    Returns:
+        -1, 0 or +1 in the input dtype, shape ``(*P,)``; 0 where the tasks balance exactly.
+
+    Reference:
+        TIES, https://arxiv.org/abs/2306.01708, section 3 (the authors' code replaces 0 by the majority sign
+        of all entries; here a balanced entry stays 0 and is dropped).
+    """
+    return task_vectors.sum(0).sign_()
+
+
+def disjoint_mean(task_vectors: Tensor, sign: Tensor) -> Tensor:
+    """Mean over the tasks whose entry is not zero and has the elected sign; 0 where there is none.
+
+    Args:
+        task_vectors: Trimmed task vectors, shape ``(T, *P)``.
+        sign: Elected sign, shape ``(*P,)``.
+
+    Reference:
+        TIES, https://arxiv.org/abs/2306.01708, section 3, step 3.
+    """
+    agrees = task_vectors * sign > 0
+    count = agrees.sum(0, dtype=task_vectors.dtype).clamp_(min=1)
+    return (task_vectors * agrees).sum(0).div_(count)
+
+
+def sign_conflicts(task_vectors: Tensor) -> tuple[int, int]:
+    """Number of entries with both signs among the tasks, and number with any non-zero value."""
+    positive = (task_vectors > 0).any(0)
+    negative = (task_vectors < 0).any(0)
+    return int(torch.count_nonzero(positive & negative)), int(torch.count_nonzero(positive | negative))

@@ -1,0 +1,83 @@
+"""Low-rank factors of a weight update, and their folding into dense form."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    r"""A weight update kept as two thin matrices: :math:`\Delta W = s \, B A`.
+
+    The factors live in the orientation of ``nn.Linear`` (``d_out`` first). A parameter that is stored the
+    other way round (embeddings, ``Conv1D``, ``fan_in_fan_out``) sets ``transposed``; a convolution keeps its
+    kernel flattened into ``d_in`` and its real shape in ``shape``.
+
+    Reference:
+        LoRA, https://arxiv.org/abs/2106.09685, section 4.1.
+    """
+
+    A: Tensor
+    """Down projection, shape ``(r, d_in)``."""
+    B: Tensor
+    """Up projection, shape ``(d_out, r)``."""
+    scale: float
+    """Factor on ``B @ A``: alpha / r, or alpha / sqrt(r) for rsLoRA."""
+    shape: tuple[int, ...]
+    """Shape of the parameter as it is stored."""
+    transposed: bool = False
+    """The parameter is stored as ``(d_in, d_out)``."""
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of ``B``."""
+        return self.A.shape[0]
+
+    def rows(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows ``[start, stop)`` of the dense update, shape ``(stop - start, numel // shape[0])``."""
+        left, right = self.stored_factors(dtype)
+        return left[start:stop] @ right
+
+    def stored_factors(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """Two matrices whose product is the stored update; the scale is in the left one."""
+        A, B = self.A.to(dtype), self.B.to(dtype)
+        return (A.T * self.scale, B.T) if self.transposed else (B * self.scale, A)
+
+    def scaled(self, factor: float) -> "LoraFactors":
+        """The factors of ``factor`` times the update."""
+        return replace(self, scale=self.scale * factor)
+
+
+def fold(factors: LoraFactors, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The dense update, in the parameter's stored shape."""
+    return factors.rows(0, factors.shape[0], dtype).reshape(factors.shape)
+
+
+def concatenate(parts: list[LoraFactors]) -> LoraFactors:
+    """Factors of the exact sum of updates: ranks add up, scales move into ``B``, the new scale is 1.
+
+    Raises:
+        ValueError: If the parts belong to parameters of different shape or orientation.
+    """
+    first = parts[0]
+    if any(p.shape != first.shape or p.transposed != first.transposed for p in parts):
+        raise ValueError(f"Updates of different parameters cannot be added: {[p.shape for p in parts]}.")
+    A = torch.cat([p.A.float() for p in parts])
+    B = torch.cat([p.B.float() * p.scale for p in parts], dim=1)
+    return replace(first, A=A, B=B, scale=1.0)
+
+
+def apply_dora(weight: Tensor, update: Tensor, magnitude: Tensor) -> Tensor:
+    """Weight whose rows have the direction of ``weight + update`` and the length ``magnitude``.
+
+    Args:
+        weight: Base weight in ``nn.Linear`` orientation, shape ``(d_out, d_in)``.
+        update: Folded low-rank update, same shape.
+        magnitude: Learned row lengths, shape ``(d_out,)``.
+
+    Reference:
+        DoRA, https://arxiv.org/abs/2402.09353, equation 5.
+    """
+    moved = weight + update
+    return moved * (magnitude / torch.linalg.vector_norm(moved, dim=1)).unsqueeze(1)
