@@ -1,0 +1,1 @@
+"""The command line: plain commands and the Trainer's, behind one entry point."""

@@ -1,0 +1,56 @@
+"""The plain commands. Only names and options stand here; the work is imported when a command runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lit_wsl.merging.spec import MergeSpec
+
+
+@dataclass(frozen=True)
+class Command:
+    """A word (or two) on the command line, its options, and what it does."""
+
+    name: str
+    summary: str
+    configure: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
+
+def _configure_merge(parser: ArgumentParser) -> None:
+    parser.add_argument("--list_methods", action="store_true", help="List the merge methods and leave.")
+    parser.add_argument("--adapters", nargs="+", type=str, default=[], help="LoRA adapter directories in PEFT layout.")
+    parser.add_argument("--models", nargs="+", type=str, default=[], help="Full fine-tuned models on the same base.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
+    parser.add_class_arguments(MergeSpec, skip={"adapters", "models", "overwrite"}, as_group=False)
+
+
+def _run_merge(options: Namespace) -> int:
+    if options.list_methods:
+        return _list_methods()
+    from lit_wsl.cli.progress import progress_bar
+    from lit_wsl.cli.tables import merge_summary
+    from lit_wsl.merging.run import merge
+    from lit_wsl.state.locate import local_path
+
+    values: dict[str, Any] = {f.name: options[f.name] for f in fields(MergeSpec)}
+    values["method_params"] = dict(values["method_params"] or {})
+    values["base"] = values["base"] and str(local_path(values["base"]))
+    values["models"] = [str(local_path(model)) for model in values["models"]]
+    with progress_bar("merging") as progress:
+        report = merge(MergeSpec(**values), progress=progress)
+    return merge_summary(report)
+
+
+def _list_methods() -> int:
+    from lit_wsl.cli.tables import method_table
+
+    return method_table()
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (Command("merge", "merge LoRA adapters or full models on one base", _configure_merge, _run_merge),)
+}

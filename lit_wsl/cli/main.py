@@ -1,0 +1,96 @@
+"""Entry point: find the command, import only what it needs, turn errors into one line and an exit code.
+
+Exit codes: 0 done, 1 the work failed with a message, 2 wrong usage, 130 interrupted.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_wsl import __version__
+from lit_wsl.cli.commands import COMMANDS, Command
+from lit_wsl.cli.parser import CommandParser, normalise
+from lit_wsl.errors import LitWslError, did_you_mean
+
+TRAINER_COMMANDS = {
+    "fit": "train a LightningModule",
+    "validate": "run the validation loop",
+    "test": "run the test loop",
+    "predict": "run the prediction loop",
+}
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.X` works from the project's folder
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return _dispatch(arguments)
+    except LitWslError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"lit-wsl: {' '.join(str(error).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("lit-wsl: interrupted; the same command takes the work up again.\n")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        sys.stdout.write(f"lit-wsl {__version__}\n")
+        return 0
+    if arguments[0] in TRAINER_COMMANDS:
+        from lit_wsl.cli.trainer import run_trainer
+
+        return run_trainer([arguments[0], *normalise(arguments[1:])])
+    command, rest = _find(arguments)
+    if command is None:
+        words = [*TRAINER_COMMANDS, *COMMANDS]
+        typed = " ".join(a for a in arguments[:2] if not a.startswith("-"))
+        sys.stderr.write(f"lit-wsl: no command {typed!r}. {did_you_mean(typed, words)} See `lit-wsl --help`.\n")
+        return 2
+    return _run_plain(command, rest)
+
+
+def _find(arguments: list[str]) -> tuple[Command | None, list[str]]:
+    """The command named by the first two words, or by the first."""
+    for count in (2, 1):
+        command = COMMANDS.get(" ".join(arguments[:count]))
+        if command is not None and len(arguments) >= count:
+            return command, arguments[count:]
+    return None, arguments
+
+
+def _run_plain(command: Command, arguments: list[str]) -> int:
+    parser = CommandParser(prog=f"lit-wsl {command.name}", description=command.summary)
+    command.configure(parser)
+    try:
+        options = parser.parse_args(normalise(arguments))
+    except SystemExit as leaving:  # argparse leaves after --help, --print_config and wrong usage
+        return int(leaving.code or 0)
+    return command.run(options)
+
+
+def _overview() -> str:
+    rows = [(name, command.summary) for name, command in COMMANDS.items()]
+    width = max(len(name) for name, _ in [*rows, *TRAINER_COMMANDS.items()])
+    lines = [f"  {name:{width}}  {text}" for name, text in [*TRAINER_COMMANDS.items(), *rows]]
+    return (
+        "usage: lit-wsl COMMAND [options]\n\n"
+        "Train, checkpoint, compare, map and merge model weights on PyTorch Lightning.\n\n"
+        "commands:\n" + "\n".join(lines) + "\n\n"
+        "`lit-wsl COMMAND --help` shows a command's options; `--debug` shows where an error came from.\n"
+    )

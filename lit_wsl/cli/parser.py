@@ -1,0 +1,44 @@
+"""One parser for every plain command: `-` and `_` alike, one-line errors, the nearest name on a typo."""
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+from lit_wsl.errors import did_you_mean
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+_UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments: --|Option '|[Kk]ey ')([\w.]+)")
+
+
+class CommandParser(ArgumentParser):
+    """Parser of one command, with `--config`, `--print_config` and environment variables."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(env_prefix="LIT_WSL", default_env=True, **kwargs)
+        self.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with these options")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong in one line and leave with code 2."""
+        text = " ".join(line.strip() for line in str(message).splitlines() if line.strip())
+        unknown = _UNKNOWN.search(text)
+        if unknown:
+            text = f"there is no option {unknown[1]!r}. {did_you_mean(unknown[1], self._option_names())}"
+        sys.stderr.write(f"{self.prog}: {text} See `{self.prog} --help`.\n")
+        raise SystemExit(2)
+
+    def _option_names(self) -> set[str]:
+        return {a.dest for a in self._actions if a.option_strings and a.dest not in ("help", "config")}
+
+
+def normalise(arguments: Sequence[str]) -> list[str]:
+    """Spell options with ``_``: ``--method-params.drop-rate=0.5`` becomes ``--method_params.drop_rate=0.5``."""
+    return [_normalised(a) if a.startswith("--") else a for a in arguments]
+
+
+def _normalised(option: str) -> str:
+    name, equals, value = option[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"

@@ -1,0 +1,37 @@
+"""Tables that commands print."""
+
+import inspect
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_wsl.merging.method import all_methods
+from lit_wsl.merging.run import MergeReport
+
+
+def merge_summary(report: MergeReport) -> int:
+    """Print what a merge did."""
+    lines = [f"{report.output}: {report.output_format} by {report.method}, {len(report.merged)} parameters merged"]
+    if report.copied:
+        lines.append(f"{len(report.copied)} copied from the base")
+    if report.skipped:
+        lines.append(f"{len(report.skipped)} left out (see merge_metadata.json)")
+    if report.retained_energy:
+        lines.append(f"lowest retained energy {min(report.retained_energy.values()):.4f}")
+    sys.stdout.write(", ".join(lines) + "\n")
+    return 0
+
+
+def method_table() -> int:
+    """Print every merge method with its parameters and defaults."""
+    table = Table("method", "also", "parameters", "what it does", title="Merge methods")
+    by_class: dict[type, list[str]] = {}
+    for name, cls in all_methods().items():
+        by_class.setdefault(cls, []).append(name)
+    for cls, names in sorted(by_class.items(), key=lambda item: item[1][0]):
+        params = ", ".join(f"{name}={value}" for name, value in cls().params().items())
+        first = (inspect.getdoc(cls) or "").splitlines()[0]
+        table.add_row(names[0], ", ".join(names[1:]), params or "–", first)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    return 0

@@ -1,0 +1,178 @@
+"""What a merge method is, and the register of all of them."""
+
+import dataclasses
+import math
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from lit_wsl.errors import ConfigError, did_you_mean
+from lit_wsl.tensors.lora import LoraFactors
+
+
+@dataclass(frozen=True)
+class MergeContext:
+    """Where a block stands, and what a scan found."""
+
+    name: str
+    """Canonical parameter name."""
+    offset: int = 0
+    """Index of the block's first entry in the flattened parameter."""
+    statistics: Any = None
+    """Result of the method's scan, if it asked for one."""
+
+
+class Scan(ABC):
+    """Statistics that a method needs before it can merge: gathered in passes over blocks."""
+
+    @abstractmethod
+    def update(self, stack: Tensor) -> None:
+        """Take in one block of task vectors, shape ``(T, n)``, float32."""
+
+    @abstractmethod
+    def end_pass(self) -> bool:
+        """Close a pass over all blocks; true when no other is needed."""
+
+    @abstractmethod
+    def result(self) -> Any:
+        """What the method finds in ``MergeContext.statistics``."""
+
+
+@dataclass(frozen=True)
+class MergeMethod(ABC):
+    """Combines the task vectors of one parameter into one update.
+
+    A method is a frozen dataclass of its parameters, validated when it is made, and registered under a name.
+    It sees flat blocks of a parameter, so it must treat every entry alike, whatever the block size.
+    """
+
+    name: ClassVar[str] = ""
+    needs_base: ClassVar[bool] = True
+    """Full models need a base to subtract; false where the base cancels out."""
+
+    @abstractmethod
+    def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
+        """The merged update of one block.
+
+        Args:
+            stack: Task vectors, shape ``(T, n)``, float32; must not be modified.
+            base: The base parameter's block, shape ``(n,)``, float32, or None.
+            context: Where the block stands.
+
+        Returns:
+            Update to add to the base, shape ``(n,)``, float32.
+        """
+
+    def scan_model(self, sources: int) -> Scan | None:
+        """A scan over every block of the whole model, or None."""
+        return None
+
+    def scan_tensor(self, sources: int) -> Scan | None:
+        """A scan over the blocks of each parameter by itself, or None."""
+        return None
+
+    def params(self) -> dict[str, Any]:
+        """Parameters under their public names."""
+        return {_public(f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class LinearMethod(MergeMethod):
+    """A method whose update is a fixed linear combination of the task vectors.
+
+    The engine keeps low rank for these, and never subtracts what it would add again.
+    """
+
+    @abstractmethod
+    def coefficients(self, sources: int) -> Tensor:
+        """One coefficient per source, shape ``(T,)``, float32."""
+
+    def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
+        """The combination of the task vectors, shape ``(n,)``."""
+        return torch.tensordot(self.coefficients(stack.shape[0]).to(stack), stack, dims=1)
+
+    def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors]:
+        """Low-rank terms whose sum is the merged update; by default exactly the linear combination."""
+        weights = self.coefficients(len(factors)).tolist()
+        return [f.scaled(weight) for f, weight in zip(factors, weights, strict=True)]
+
+
+METHODS: dict[str, type[MergeMethod]] = {}
+_Method = TypeVar("_Method", bound=type[MergeMethod])
+
+
+def register(name: str, *aliases: str) -> Callable[[_Method], _Method]:
+    """Class decorator that enters a method under its name and aliases.
+
+    Raises:
+        ConfigError: If a name is taken.
+    """
+
+    def enter(cls: _Method) -> _Method:
+        for key in (name, *aliases):
+            if key in METHODS:
+                raise ConfigError(f"Merge method {key!r} is taken by {METHODS[key].__module__}; rename one.")
+        cls.name = name
+        METHODS.update(dict.fromkeys((name, *aliases), cls))
+        return cls
+
+    return enter
+
+
+def all_methods() -> dict[str, type[MergeMethod]]:
+    """Every registered method by name; the files in ``methods/`` are imported on first use."""
+    package = import_module("lit_wsl.merging.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+    return METHODS
+
+
+def build_method(name: str, params: Mapping[str, Any] | None = None) -> MergeMethod:
+    """Make a method from its name and parameters.
+
+    Args:
+        name: Registered name or alias; ``-`` and ``_`` are alike.
+        params: Parameters by public name, for instance ``{"k": 20, "lambda": 0.7}``.
+
+    Raises:
+        ConfigError: If the name or a parameter is unknown, or a value has the wrong type or range.
+    """
+    methods = all_methods()
+    key = name.replace("-", "_").lower()
+    if key not in methods:
+        raise ConfigError(f"Unknown merge method {name!r}. {did_you_mean(key, methods)}")
+    cls = methods[key]
+    hints = get_type_hints(cls)
+    fields = {_public(f.name): f.name for f in dataclasses.fields(cls)}
+    values = {}
+    for given, value in (params or {}).items():
+        public = given.replace("-", "_")
+        if public not in fields:
+            raise ConfigError(f"Method {key!r} has no parameter {given!r}. {did_you_mean(public, fields)}")
+        values[fields[public]] = _checked(key, public, value, hints[fields[public]])
+    return cls(**values)
+
+
+def _public(field: str) -> str:
+    """Public name of a parameter: ``lam`` is written ``lambda`` everywhere outside Python code."""
+    return "lambda" if field == "lam" else field
+
+
+def _checked(method: str, name: str, value: Any, kind: Any) -> Any:
+    """``value`` as ``kind``; ints pass as floats, booleans as neither."""
+    if get_origin(kind) is not None:
+        if value not in get_args(kind):
+            raise ConfigError(f"`{name}` of {method!r} must be one of {', '.join(get_args(kind))}, got {value!r}.")
+        return value
+    fits = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+    if not fits:
+        raise ConfigError(f"`{name}` of {method!r} must be of type {kind.__name__}, got {value!r}.")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"`{name}` of {method!r} must be finite, got {value!r}.")
+    return kind(value)

@@ -1,0 +1,75 @@
+"""TIES: trim, elect a sign, average those that agree."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_wsl.errors import ConfigError
+from lit_wsl.merging.method import MergeContext, MergeMethod, Scan, register
+from lit_wsl.tensors.consensus import disjoint_mean, elect_sign
+from lit_wsl.tensors.sparsify import MagnitudeSelector
+
+
+class _TrimScan(Scan):
+    """Exact magnitude threshold of each task vector."""
+
+    def __init__(self, sources: int, density: float) -> None:
+        self._selectors = [MagnitudeSelector(density) for _ in range(sources)]
+
+    def update(self, stack: Tensor) -> None:
+        """Count the magnitudes of one block, shape ``(T, n)``."""
+        for selector, task_vector in zip(self._selectors, stack, strict=True):
+            if selector.threshold is None:
+                selector.update(task_vector)
+
+    def end_pass(self) -> bool:
+        """Close a pass; true when every threshold is known."""
+        known = [s.threshold is not None or s.end_pass() for s in self._selectors]  # every selector must close
+        return all(known)
+
+    def result(self) -> Tensor:
+        """Thresholds, shape ``(T, 1)``, float32."""
+        return torch.tensor([[s.threshold] for s in self._selectors], dtype=torch.float32)
+
+
+@register("ties")
+@dataclass(frozen=True)
+class Ties(MergeMethod):
+    r"""Keeps the largest k percent of each task vector, elects a sign per entry, averages those that agree.
+
+    Entries at the threshold all stay; an entry whose trimmed values balance exactly is dropped. Signs are
+    elected on unweighted task vectors, as in the authors' code.
+
+    Variants: with ``scope: global`` the threshold is taken over the whole task vector, as in the authors' code;
+    ``tensor`` takes one per parameter, as PEFT and mergekit do. mergekit elects signs after weighting, PEFT
+    before.
+
+    Reference:
+        TIES-Merging, https://arxiv.org/abs/2306.01708, section 3, algorithm 1.
+    """
+
+    k: float = 20.0
+    """Percent of entries kept, in [0, 100]."""
+    lam: float = 1.0
+    """Factor on the merged update; any finite number."""
+    scope: Literal["global", "tensor"] = "global"
+    """Where the ``k`` percent are counted: over the whole model, or in each parameter."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.k <= 100.0:
+            raise ConfigError(f"`0 <= k <= 100` must hold for 'ties', got {self.k}; k is in percent.")
+
+    def scan_model(self, sources: int) -> Scan | None:
+        """Thresholds over the whole model, for ``scope: global``."""
+        return _TrimScan(sources, self.k / 100.0) if self.scope == "global" else None
+
+    def scan_tensor(self, sources: int) -> Scan | None:
+        """Thresholds per parameter, for ``scope: tensor``."""
+        return _TrimScan(sources, self.k / 100.0) if self.scope == "tensor" else None
+
+    def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
+        """Disjoint mean of the trimmed task vectors, times lambda."""
+        trimmed = stack * (stack.abs() >= context.statistics.to(stack.device))
+        return disjoint_mean(trimmed, elect_sign(trimmed)).mul_(self.lam)

@@ -1,0 +1,84 @@
+"""What to merge, how, and where to: the one description behind the command line, YAML and Python."""
+
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lit_wsl.errors import ConfigError
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclass(frozen=True)
+class MergeSpec:
+    """A merge, complete enough to be repeated.
+
+    Raises:
+        ConfigError: If the fields contradict each other.
+    """
+
+    adapters: list[str] = field(default_factory=list)
+    """LoRA adapter directories in PEFT layout."""
+    models: list[str] = field(default_factory=list)
+    """Full fine-tuned models: directories or weight files, on the same base."""
+    base: str | None = None
+    """The base model: a directory or weight file. Needed for `model` output, full models and DoRA."""
+    method: str = "uniform"
+    """Merge method; `lit-wsl merge --list_methods` shows all."""
+    method_params: dict[str, Any] = field(default_factory=dict)
+    """Parameters of the method, for instance `--method_params.k 20`."""
+    merge_mode: Literal["common", "strict"] = "common"
+    """`common` merges the parameters that all sources have and reports the rest; `strict` refuses a difference."""
+    output_format: Literal["adapter", "delta", "model"] | None = None
+    """What to write; default `adapter` for adapters alone, otherwise `model`."""
+    output: str | None = None
+    """Directory to write."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Stored dtype; `auto` keeps the base's for a model and float32 for a delta. Sums are always float32."""
+    rank: int | None = None
+    """Rank of an adapter output; default the sum of the sources' ranks, which is exact for linear methods."""
+    energy: float = 1.0
+    """Share of the squared norm that an adapter output must hold; below 1 it lowers the rank."""
+    heads: Literal["per_task", "drop"] = "per_task"
+    """Task heads of the adapters: kept beside the merged weights, one file a task, or dropped."""
+    shard_size: str = "5GB"
+    """Largest file of a model output, for instance 500MB."""
+    check_bases: bool = True
+    """Refuse adapters whose configurations name different base models."""
+    threads: int = 0
+    """Parameters merged at once; 0 takes one per free core. The result does not depend on it."""
+    overwrite: bool = False
+    """Replace an earlier output."""
+
+    def __post_init__(self) -> None:
+        if not self.adapters and not self.models:
+            raise ConfigError("Nothing to merge: name sources with `--adapters A B` or `--models A B`.")
+        if self.rank is not None and self.rank < 1:
+            raise ConfigError(f"`rank >= 1` must hold, got {self.rank}.")
+        if self.threads < 0:
+            raise ConfigError(f"`threads >= 0` must hold, got {self.threads}.")
+        if not 0.0 < self.energy <= 1.0:
+            raise ConfigError(f"`0 < energy <= 1` must hold, got {self.energy}; for 95 % write 0.95.")
+        if self.format == "adapter" and self.models:
+            raise ConfigError("Full models have no low-rank factors; write `--output_format model` or `delta`.")
+        if self.format == "model" and self.base is None and not self.models:
+            raise ConfigError("A model output needs the base model: pass `--base DIR`.")
+        self.shard_bytes  # noqa: B018  # an unreadable size must show before the work
+
+    @property
+    def format(self) -> Literal["adapter", "delta", "model"]:
+        """The output format with its default filled in."""
+        return self.output_format or ("model" if self.models else "adapter")
+
+    @property
+    def shard_bytes(self) -> int:
+        """``shard_size`` in bytes."""
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]B)?\s*", self.shard_size, re.IGNORECASE)
+        size = float(match[1]) * _UNITS[(match[2] or "").upper()] if match else 0
+        if size < 1:
+            raise ConfigError(f"Shard size {self.shard_size!r} is not understood; write for instance 5GB or 500MB.")
+        return int(size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mapping of all fields, for a configuration file or metadata."""
+        return asdict(self)

@@ -1,0 +1,202 @@
+"""The three outputs of a merge: a full model, a dense delta, a PEFT adapter; and what lies beside them."""
+
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_wsl.errors import MergeError
+from lit_wsl.merging.engine import ParameterMerger
+from lit_wsl.merging.plan import MergePlan
+from lit_wsl.merging.sources import AdapterSource
+from lit_wsl.state.adapters import write_adapter
+from lit_wsl.state.dtypes import float_dtype
+from lit_wsl.state.formats import carry_files
+from lit_wsl.state.reader import TensorInfo
+from lit_wsl.state.writer import ShardedWriter
+from lit_wsl.tensors.lora import LoraFactors, concatenate
+from lit_wsl.tensors.lowrank import compress, factorise
+
+COPY_BYTES = 64 << 20
+
+
+class Writer(ABC):
+    """Receives merged parameters one after another and writes one kind of output."""
+
+    def __init__(self, plan: MergePlan, directory: Path) -> None:
+        self.plan, self.directory = plan, directory
+        self.retained_energy: dict[str, float] = {}
+
+    def has(self, name: str) -> bool:
+        """Whether an interrupted run already wrote this parameter."""
+        return False
+
+    @abstractmethod
+    def merge(self, parameter: ParameterMerger) -> None:
+        """Merge and write one parameter."""
+
+    def copy(self, name: str, tensor: Tensor) -> None:
+        """Write a parameter that is not merged."""
+        raise NotImplementedError(f"{type(self).__name__} copies nothing, asked for {name!r}.")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Finish the files and what belongs beside them."""
+
+    def abandon(self) -> None:  # noqa: B027  # nothing to do for a writer without open files
+        """Leave the files as they are, for a later run to take up."""
+
+
+class _StreamWriter(Writer):
+    """Streams blocks into sharded safetensors."""
+
+    stem: str
+
+    def __init__(self, plan: MergePlan, directory: Path) -> None:
+        super().__init__(plan, directory)
+        self._files = ShardedWriter(directory, self._infos(), stem=self.stem, shard_bytes=plan.spec.shard_bytes)
+
+    @abstractmethod
+    def _infos(self) -> dict[str, TensorInfo]: ...
+
+    def has(self, name: str) -> bool:
+        """Whether the journal of an interrupted run lists this parameter."""
+        return name in self._files.finished
+
+    def _stream(self, parameter: ParameterMerger, blocks: Any) -> None:
+        name = parameter.name
+        dtype = self._files.infos[name].dtype
+        for start, block in blocks:
+            stored = block.to(dtype)
+            if dtype == torch.float16 and not torch.isfinite(stored).all():
+                raise MergeError(f"Merged entries of {name!r} do not fit float16; pass `--dtype bfloat16` or float32.")
+            self._files.write(name, stored, start)
+        self._files.finish(name)
+
+    def close(self) -> None:
+        """Write the index."""
+        self._files.close()
+
+    def abandon(self) -> None:
+        """Close the files; the journal stays."""
+        self._files.abandon()
+
+
+class ModelWriter(_StreamWriter):
+    """A full model in Hugging Face layout: base plus update, everything else of the base carried over."""
+
+    stem = "model"
+
+    def _infos(self) -> dict[str, TensorInfo]:
+        plan, dtype = self.plan, self.plan.spec.dtype
+        assert plan.base is not None
+        infos = {name: plan.base.info(name) for name in plan.base.keys()}
+        if dtype == "auto":
+            return infos
+        return {n: TensorInfo(i.shape, float_dtype(dtype)) if n in plan.merged else i for n, i in infos.items()}
+
+    def merge(self, parameter: ParameterMerger) -> None:
+        """Write base plus update."""
+        self._stream(parameter, parameter.values())
+
+    def copy(self, name: str, tensor: Tensor) -> None:
+        """Write the base's bytes, in pieces."""
+        flat = tensor.reshape(-1)
+        step = COPY_BYTES // tensor.dtype.itemsize
+        for start in range(0, flat.numel(), step):
+            self._files.write(name, flat[start : start + step], start)
+        self._files.finish(name)
+
+    def close(self) -> None:
+        """Write the index; carry configuration and tokenizer over."""
+        super().close()
+        origin = Path(self.plan.spec.base or self.plan.spec.models[0])
+        carry_files(origin if origin.is_dir() else origin.parent, self.directory)
+        if self.plan.spec.dtype != "auto":
+            _set_dtype(self.directory / "config.json", self.plan.spec.dtype)
+
+
+class DeltaWriter(_StreamWriter):
+    """The dense update alone, under the base's parameter names."""
+
+    stem = "delta"
+
+    def _infos(self) -> dict[str, TensorInfo]:
+        name = self.plan.spec.dtype
+        dtype = torch.float32 if name == "auto" else float_dtype(name)
+        return {key: TensorInfo(info.shape, dtype) for key, info in self.plan.merged.items()}
+
+    def merge(self, parameter: ParameterMerger) -> None:
+        """Write the update."""
+        self._stream(parameter, parameter.deltas())
+
+
+class AdapterWriter(Writer):
+    """A PEFT adapter: exact concatenation while the rank allows it, else the best factors of that rank.
+
+    The factors of all parameters are held until the end; they are a few percent of the model.
+    """
+
+    def __init__(self, plan: MergePlan, directory: Path) -> None:
+        super().__init__(plan, directory)
+        self._updates: dict[str, tuple[LoraFactors, bool]] = {}
+        self._embeddings = frozenset[str]().union(*(source.embeddings for source in plan.sources))
+
+    def merge(self, parameter: ParameterMerger) -> None:
+        """Find the factors of one update.
+
+        Raises:
+            MergeError: If the update belongs to no matrix, such as a bias.
+        """
+        name, spec = parameter.name, self.plan.spec
+        shape = self.plan.merged[name].shape
+        if len(shape) < 2 or not name.endswith(".weight"):
+            raise MergeError(
+                f"An adapter cannot hold the dense update of {name!r} {shape}; "
+                "write `--output_format delta` or `model`."
+            )
+        terms = parameter.low_rank_terms()
+        if terms is None:
+            factors, energy = self._factorise(parameter, shape)
+        elif spec.energy < 1.0 or sum(t.rank for t in terms) > min(spec.rank or 1 << 30, *_matrix_shape(terms[0])):
+            factors, energy = compress(terms, spec.rank, spec.energy)
+        else:
+            factors, energy = concatenate(terms), 1.0
+        if not (torch.isfinite(factors.A).all() and torch.isfinite(factors.B).all()):
+            list(parameter.deltas())  # names the source
+            raise MergeError(f"The factors of {name!r} are not finite; use smaller coefficients.")
+        self.retained_energy[name] = energy
+        self._updates[name] = (factors, name in self._embeddings)
+
+    def _factorise(self, parameter: ParameterMerger, shape: tuple[int, ...]) -> tuple[LoraFactors, float]:
+        delta = torch.cat([block for _, block in parameter.deltas()]).view(shape)
+        factors = parameter.factors()
+        rank = self.plan.spec.rank or sum(f.rank for f in factors) or None
+        transposed = any(f.transposed for f in factors)
+        return factorise(delta, rank, self.plan.spec.energy, transposed=transposed)
+
+    def close(self) -> None:
+        """Write the adapter directory."""
+        adapters = [source for source in self.plan.sources if isinstance(source, AdapterSource)]
+        base = adapters[0].base_name or self.plan.spec.base or ""
+        updates = {n.removesuffix(".weight"): self._updates[n] for n in self.plan.merged}  # workers finish in any order
+        write_adapter(self.directory, updates, base_model=base, task_type=adapters[0].task_type)
+
+
+def _matrix_shape(factors: LoraFactors) -> tuple[int, int]:
+    return factors.B.shape[0], factors.A.shape[1]
+
+
+def _set_dtype(config: Path, dtype: str) -> None:
+    """Make a carried ``config.json`` name the dtype that was written."""
+    if not config.exists():
+        return
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content.pop("torch_dtype", None)
+    config.write_text(json.dumps({**content, "dtype": dtype}, indent=2) + "\n", encoding="utf-8")
+
+
+WRITERS: dict[str, type[Writer]] = {"model": ModelWriter, "delta": DeltaWriter, "adapter": AdapterWriter}
