@@ -1,0 +1,6 @@
+"""Measure merged backbones on tasks, against the base and the individual fine-tunes."""
+
+from lit_wsl.evaluation.encoder import EncoderEvaluator as EncoderEvaluator
+from lit_wsl.evaluation.interference import interference_delta as interference_delta
+from lit_wsl.evaluation.scores import ScoreTable as ScoreTable
+from lit_wsl.evaluation.task import Task as Task

@@ -1,0 +1,18 @@
+"""Configuration files that ship with the package."""
+
+from pathlib import Path
+
+from lit_wsl.errors import ConfigError
+
+
+def config_file(name: str) -> Path:
+    """Path of a shipped configuration, such as ``train/lora_text.yaml``.
+
+    Raises:
+        ConfigError: If none of that name ships.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for root in (package / "configs", package.parent / "configs"):  # a wheel has the first, a checkout the second
+        if (root / name).is_file():
+            return root / name
+    raise ConfigError(f"No configuration {name!r} ships with lit_wsl; name a file.")
