@@ -1,7 +1,9 @@
 """The plain commands. Only names and options stand here; the work is imported when a command runs."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -48,6 +50,36 @@ def _list_methods() -> int:
     from lit_wsl.cli.tables import method_table
 
     return method_table()
+
+
+def _configure_prepare(parser: ArgumentParser) -> None:
+    parser.add_argument("tasks", nargs="*", help="Built-in tasks; all when none is named.")
+    parser.add_argument("--cache", type=str, default=None, help="Cache directory; default ~/.cache/lit_wsl.")
+
+
+def _run_prepare(options: Namespace) -> int:
+    from lit_wsl.training.tasks import TASKS, prepare_tasks
+
+    cache = Path(options.cache) if options.cache else None
+    for task in prepare_tasks(options.tasks or list(TASKS), cache):
+        sys.stdout.write(f"{task.name}: {len(task.labels)} classes, {task.directory}\n")
+    return 0
+
+
+def _configure_demo(parser: ArgumentParser) -> None:
+    parser.add_argument("--output", type=str, default="artifacts/demo", help="Directory for everything it makes.")
+    parser.add_argument(
+        "--tasks", nargs="+", type=str, default=["intent", "tweets", "sentiment"], help="Tasks to train."
+    )
+    parser.add_argument("--threads", type=int, default=0, help="Threads to compute with; 0 takes one per core.")
+    parser.add_argument("--limit_train", type=int, default=None, help="Train on so many rows a task only.")
+
+
+def _run_demo(options: Namespace) -> int:
+    from lit_wsl.cli.demo import Demo, DemoSettings
+
+    Demo(DemoSettings(Path(options.output), options.tasks, options.threads, options.limit_train)).run()
+    return 0
 
 
 COMMANDS: dict[str, Command] = {

@@ -7,7 +7,6 @@ Ctrl-C, takes up finished parts.
 import hashlib
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,9 +19,10 @@ import yaml
 from rich.console import Console
 
 import lit_wsl
+from lit_wsl.cli.finished import FinishedParts
 from lit_wsl.cli.progress import progress_bar
 from lit_wsl.cli.resources import config_file
-from lit_wsl.errors import ConfigError, LitWslError
+from lit_wsl.errors import LitWslError
 from lit_wsl.evaluation import EncoderEvaluator, ScoreTable, Task
 from lit_wsl.evaluation.encoder import Split
 from lit_wsl.evaluation.report import score_table, write_report
@@ -64,7 +64,7 @@ class Demo:
         self.settings = settings
         self.output = settings.output
         self.base: str = _read_yaml(config_file(CONFIG))["model"]["init_args"]["model"]
-        self._memory = _Memory(self.output / "finished.json")
+        self._memory = FinishedParts(self.output / "finished.json")
 
     def run(self) -> ScoreTable:
         """Train, merge, choose on validation rows, measure on test rows, report."""
@@ -189,7 +189,7 @@ _PRODUCTS = ("results.json", "report.html")
 class _Scorer:
     """Scores merges, each once: results are kept under the fingerprint of the merge and the data."""
 
-    def __init__(self, evaluator: EncoderEvaluator, memory: "_Memory", data_key: str) -> None:
+    def __init__(self, evaluator: EncoderEvaluator, memory: "FinishedParts", data_key: str) -> None:
         self._evaluator, self._memory, self._data_key = evaluator, memory, data_key
 
     def scores(self, spec: MergeSpec, split: Split) -> dict[str, float]:
@@ -209,7 +209,7 @@ class _Scorer:
 
     def test_rows(self) -> dict[str, int]:
         """Number of test rows of every task."""
-        return {task.name: len(task.data.test_dataloader().dataset) for task in self._evaluator.tasks}
+        return {task.name: task.data.size("test") for task in self._evaluator.tasks}
 
     def _remembered(self, key: str, measure: Any) -> dict[str, float]:
         known = self._memory.get(key)
@@ -217,29 +217,6 @@ class _Scorer:
             known = measure()
             self._memory.put(key, known)
         return dict(known)
-
-
-class _Memory:
-    """A small JSON file of finished parts, replaced whole at every change."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-        except OSError as error:
-            raise ConfigError(f"{path.parent} cannot be used ({error.strerror}); pass another `--output`.") from error
-        except ValueError:
-            self._content = {}  # a damaged record only costs a repetition
-
-    def get(self, key: str) -> Any:
-        return self._content.get(key)
-
-    def put(self, key: str, value: Any) -> None:
-        self._content[key] = value
-        scratch = self._path.with_name(self._path.name + ".partial")
-        scratch.write_text(json.dumps(self._content, indent=1))
-        os.replace(scratch, self._path)
 
 
 def _fit(config: Path, overlay: Path) -> None:
