@@ -187,8 +187,8 @@ _PROMPTS: Mapping[str, str] = {
     "SetVolumeRelative": "turn the volume up or down",
     "StartTimer": "start a timer for ten minutes",
     "TimerStatus": "how much time is left on the timer",
-    "TurnOff": "turn off, close or unlock it",
-    "TurnOn": "turn on, open or lock it",
+    "TurnOff": "turn off the lights",
+    "TurnOn": "turn on the lights",
     "UnpauseTimer": "resume the timer",
     "VacuumCleanArea": "vacuum the kitchen",
 }

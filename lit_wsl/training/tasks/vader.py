@@ -94,8 +94,8 @@ def _genre(archive: Path) -> Iterator[Row]:
 SENTIMENT = TextTask(
     name="sentiment",
     prompts={
-        "negative": "a bad, boring, disappointing movie",
-        "positive": "a great, enjoyable, moving film",
+        "negative": "It was a bad movie. I hated it.",
+        "positive": "It was a great movie. I loved it.",
     },
     source=_SOURCE,
     extract=_sentiment,
@@ -104,8 +104,8 @@ SENTIMENT = TextTask(
 TWEETS = TextTask(
     name="tweets",
     prompts={
-        "negative": "I am sad, angry and upset, this is awful",
-        "positive": "I am happy and excited, this is great, thanks",
+        "negative": "this sucks, ugh, sad, hate",
+        "positive": "this is awesome, yay, happy, love",
     },
     source=_SOURCE,
     extract=_tweets,

@@ -1,0 +1,155 @@
+"""The trainer commands: ``fit``, ``validate``, ``test`` and ``predict`` on LightningCLI."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jsonargparse import set_docstring_parse_options
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from lit_wsl.errors import ConfigError
+from lit_wsl.training.classification import SequenceClassificationModule
+from lit_wsl.training.export import SaveAdapter as SaveAdapter  # found by its short name on the command line
+from lit_wsl.training.text import TextClassificationData
+
+TRAINER_COMMANDS = tuple(LightningCLI.subcommands())
+
+_INTERRUPTED = 130
+_CLASSES = {"model": SequenceClassificationModule, "data": TextClassificationData}
+
+
+class TrainerCLI(LightningCLI):
+    """LightningCLI with a text classifier as the default model and data, and quieter manners."""
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        # Each full parser costs a good part of a second; only that of the typed command is needed.
+        if self.typed_command in (None, subcommand):
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self._subcommand_method_arguments[subcommand] = []
+        return self.init_parser(**kwargs)
+
+    typed_command: str | None = None
+    """The trainer command in the arguments, None to build every parser."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add ``--threads``, default classes, and the links from data to model."""
+        parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; by default torch's choice.")
+        parser.set_defaults({name: {"class_path": _class_path(cls)} for name, cls in _CLASSES.items()})
+        parser.link_arguments("model.init_args.model", "data.init_args.tokenizer")
+        parser.link_arguments("data.labels", "model.init_args.labels", apply_on="instantiate")
+        parser.link_arguments("data.prompts", "model.init_args.prompts", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Set the number of threads before any model computes.
+
+        Raises:
+            ConfigError: If it is below 1.
+        """
+        threads = self.config[self.subcommand].threads
+        if threads is not None:
+            if threads < 1:
+                raise ConfigError(f"`threads >= 1` must hold, got {threads}.")
+            torch.set_num_threads(threads)
+
+    def _parse_ckpt_path(self) -> None:
+        # LightningCLI would let the hyperparameters in a checkpoint override what the user typed.
+        return
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        # On Ctrl-C Lightning shuts down and exits with 1, which means that the work failed.
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as error:
+            if self.trainer.state.status == TrainerStatus.INTERRUPTED:
+                raise KeyboardInterrupt from error
+            raise
+
+
+def run_trainer(argv: list[str]) -> int:
+    """Run one trainer command.
+
+    Args:
+        argv: Arguments without the program's name, such as ``["fit", "--config", "train.yaml"]``.
+
+    Returns:
+        0 when done, 2 on wrong usage, 130 when interrupted.
+
+    Raises:
+        LitWslError: If the work fails for a reason that the user can mend.
+    """
+    _import_from_working_directory()
+    _quieten()
+    set_docstring_parse_options(attribute_docstrings=True)
+    TrainerCLI.typed_command = next((word for word in argv if word in TRAINER_COMMANDS), None)
+    try:
+        with _program_arguments(argv):
+            TrainerCLI(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+                parser_kwargs={"prog": "lit-wsl", "description": "Train and evaluate models."},
+            )
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 0
+
+
+def _class_path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@contextmanager
+def _program_arguments(argv: list[str]) -> Iterator[None]:
+    """Hand over the arguments through ``sys.argv``: LightningCLI warns of any other way."""
+    before = sys.argv
+    sys.argv = [before[0] if before else "lit-wsl", *argv]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _import_from_working_directory() -> None:
+    """Let ``class_path: my_module.MyModel`` find a module beside the user: console scripts do not."""
+    here = os.getcwd()  # noqa: PTH109 -- an entry of sys.path is a string
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _quieten() -> None:
+    """Silence advice that a user of these commands cannot act on, or has answered by the configuration."""
+    for message in (
+        r".*does not have many workers.*",
+        r".*number of training batches .* smaller than the logging interval.*",
+        r".*`LeafSpec`.* is deprecated.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _silence_transformers()
+
+
+def _no_tips(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
+def _silence_transformers() -> None:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
