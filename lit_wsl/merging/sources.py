@@ -154,10 +154,11 @@ class AdapterSource(TaskVectorSource):
             return DenseVector(self._adapter.dora_update(own, base))
         if site.A:
             return LowRankVector(self._adapter.factors(own, tuple(base.shape) if base is not None else None))
-        if site.shift:
+        if not site.value:
             return DenseVector(self._adapter.shift(own))
         assert base is not None
-        return TunedVector(self._adapter.state.read(site.value), base)
+        tuned = self._adapter.state.read(site.value)
+        return TunedVector(tuned.float() + self._adapter.shift(own) if site.shift else tuned, base)
 
     def heads(self) -> dict[str, Tensor]:
         """Tensors of ``modules_to_save`` that the base does not have, by the adapter's parameter names."""

@@ -130,8 +130,8 @@ def _check_numbers(path: Path, config: AdapterConfig) -> None:
 class AdapterSite:
     """Tensors of an adapter that together change one parameter.
 
-    Exactly one of three: low-rank factors ``A`` and ``B`` (with a DoRA ``magnitude`` or without), a ``shift``
-    that is added (the bias of ``lora_B``, times the scale), or a ``value`` that replaces the parameter.
+    Low-rank factors ``A`` and ``B`` (with a DoRA ``magnitude`` or without), or a ``value`` that replaces the
+    parameter, a ``shift`` that is added (the bias of ``lora_B``, times the scale), or both of these.
     """
 
     module: str
