@@ -35,12 +35,9 @@ def _run_merge(options: Namespace) -> int:
     from lit_wsl.cli.progress import progress_bar
     from lit_wsl.cli.tables import merge_summary
     from lit_wsl.merging.run import merge
-    from lit_wsl.state.locate import local_path
 
     values: dict[str, Any] = {f.name: options[f.name] for f in fields(MergeSpec)}
     values["method_params"] = dict(values["method_params"] or {})
-    values["base"] = values["base"] and str(local_path(values["base"]))
-    values["models"] = [str(local_path(model)) for model in values["models"]]
     with progress_bar("merging") as progress:
         report = merge(MergeSpec(**values), progress=progress)
     return merge_summary(report)

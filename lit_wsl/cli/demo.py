@@ -30,7 +30,7 @@ from lit_wsl.evaluation.scores import BASE, INDIVIDUAL
 from lit_wsl.merging.plan import make_plan
 from lit_wsl.merging.run import merge, merge_state_dict
 from lit_wsl.merging.spec import MergeSpec
-from lit_wsl.models.locate import model_dir
+from lit_wsl.state.locate import model_dir
 from lit_wsl.training.tasks import SPLITS, prepare_tasks
 from lit_wsl.training.text import TextClassificationData
 

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lit_wsl.errors import CheckpointError
 from lit_wsl.evaluation.task import Task
-from lit_wsl.models.locate import model_dir
+from lit_wsl.state.locate import model_dir
 from lit_wsl.training.encoder import PromptHead, class_prototypes, embed
 
 Split = Literal["validation", "test"]

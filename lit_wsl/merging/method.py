@@ -152,7 +152,7 @@ def build_method(name: str, params: Mapping[str, Any] | None = None) -> MergeMet
     fields = {_public(f.name): f.name for f in dataclasses.fields(cls)}
     values = {}
     for given, value in (params or {}).items():
-        public = given.replace("-", "_")
+        public = str(given).replace("-", "_")
         if public not in fields:
             raise ConfigError(f"Method {key!r} has no parameter {given!r}. {did_you_mean(public, fields)}")
         values[fields[public]] = _checked(key, public, value, hints[fields[public]])

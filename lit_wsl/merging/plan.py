@@ -14,6 +14,7 @@ from lit_wsl.merging.method import MergeMethod, build_method
 from lit_wsl.merging.sources import AdapterSource, ModelSource, TaskVectorSource
 from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.state.dtypes import is_mergeable
+from lit_wsl.state.locate import model_path
 from lit_wsl.state.names import NameResolver
 from lit_wsl.state.reader import StateReader, TensorInfo, open_state
 
@@ -62,18 +63,20 @@ def make_plan(spec: MergeSpec) -> MergePlan:
         MergeError: If the sources do not fit together.
     """
     method = build_method(spec.method, spec.method_params)
-    base = open_state(spec.base) if spec.base else None
+    base = open_state(model_path(spec.base)) if spec.base else None
     if base is None and spec.models and (method.needs_base or spec.adapters or spec.format == "delta"):
         raise MergeError(f"Merging by {method.name!r} needs the base of the models: pass `--base DIR`.")
     resolver = NameResolver(base.keys()) if base is not None else None
     names = source_names([*spec.adapters, *spec.models])
     adapters = [AdapterSource(a, n, base, resolver) for a, n in zip(spec.adapters, names, strict=False)]
-    models = [ModelSource(open_state(m), n) for m, n in zip(spec.models, names[len(adapters) :], strict=True)]
+    models = [
+        ModelSource(open_state(model_path(m)), n) for m, n in zip(spec.models, names[len(adapters) :], strict=True)
+    ]
     if spec.check_bases:
         _check_one_base(adapters)
     subtract_base = base is not None
     if base is None and spec.models:
-        base = open_state(spec.models[0])
+        base = open_state(model_path(spec.models[0]))
     return _decide(spec, method, [*adapters, *models], base, subtract_base=subtract_base)
 
 

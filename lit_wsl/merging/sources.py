@@ -46,8 +46,10 @@ class TunedVector(TaskVector):
         self.tuned, self._base = tuned.reshape(-1), base.reshape(-1)
 
     def block(self, start: int, stop: int) -> Tensor:
-        """Difference of the entries, computed in float32."""
-        return self.tuned[start:stop].float() - self._base[start:stop]
+        """Difference of the entries, computed in float32 or wider."""
+        tuned = self.tuned[start:stop]
+        wide = tuned if tuned.dtype == torch.float64 else tuned.float()
+        return (wide - self._base[start:stop]).float()
 
 
 class DenseVector(TaskVector):

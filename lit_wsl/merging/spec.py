@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import ConfigError, did_you_mean
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -51,6 +51,7 @@ class MergeSpec:
     """Replace an earlier output."""
 
     def __post_init__(self) -> None:
+        self._check_choices()
         if not self.adapters and not self.models:
             raise ConfigError("Nothing to merge: name sources with `--adapters A B` or `--models A B`.")
         if self.rank is not None and self.rank < 1:
@@ -64,6 +65,14 @@ class MergeSpec:
         if self.format == "model" and self.base is None and not self.models:
             raise ConfigError("A model output needs the base model: pass `--base DIR`.")
         self.shard_bytes  # noqa: B018  # an unreadable size must show before the work
+
+    def _check_choices(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value, options = getattr(self, name), _options(hint)
+            if options and value is not None and value not in options:
+                raise ConfigError(f"`{name}` cannot be {value!r}. {did_you_mean(str(value), options)}")
+            if hint == list[str] and (isinstance(value, str) or not all(isinstance(v, str) for v in value)):
+                raise ConfigError(f"`{name}` must be a list of paths, got {value!r}.")
 
     @property
     def format(self) -> Literal["adapter", "delta", "model"]:
@@ -82,3 +91,9 @@ class MergeSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain mapping of all fields, for a configuration file or metadata."""
         return asdict(self)
+
+
+def _options(hint: Any) -> tuple[str, ...]:
+    """Choices of a ``Literal`` annotation, optional or not; empty for any other."""
+    literals = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
+    return tuple(get_args(literals[0])) if literals else ()

@@ -15,6 +15,7 @@ from lit_wsl.merging.sources import AdapterSource
 from lit_wsl.state.adapters import write_adapter
 from lit_wsl.state.dtypes import float_dtype
 from lit_wsl.state.formats import carry_files
+from lit_wsl.state.locate import model_path
 from lit_wsl.state.reader import TensorInfo
 from lit_wsl.state.writer import ShardedWriter
 from lit_wsl.tensors.lora import LoraFactors, concatenate
@@ -113,7 +114,7 @@ class ModelWriter(_StreamWriter):
     def close(self) -> None:
         """Write the index; carry configuration and tokenizer over."""
         super().close()
-        origin = Path(self.plan.spec.base or self.plan.spec.models[0])
+        origin = model_path(self.plan.spec.base or self.plan.spec.models[0])
         carry_files(origin if origin.is_dir() else origin.parent, self.directory)
         if self.plan.spec.dtype != "auto":
             _set_dtype(self.directory / "config.json", self.plan.spec.dtype)

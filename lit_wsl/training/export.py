@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -32,5 +33,6 @@ class SaveAdapter(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the directory, on one process."""
         if trainer.is_global_zero:
-            pl_module.save_pretrained(self.directory)
+            module: Any = pl_module
+            module.save_pretrained(self.directory)
             logger.info("Wrote %s.", self.directory)

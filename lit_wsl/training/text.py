@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from lit_wsl.errors import ConfigError, DataError, did_you_mean
-from lit_wsl.models.locate import model_dir
+from lit_wsl.state.locate import model_dir
 from lit_wsl.training.tasks import SPLITS, TASKS, Split, prepare_task
 
 Example = tuple[list[int], int]
@@ -200,6 +200,14 @@ class TextClassificationData(LightningDataModule):
                 raise ConfigError(f"{len(labels)} labels need as many prompts, got {len(prompts)}.")
             self._located = TextFiles(located.files, labels, prompts)
         return self._located
+
+    def size(self, split: Split) -> int:
+        """Number of rows of a split."""
+        return len(self._split(split))
+
+    def size(self, split: Split) -> int:
+        """Number of rows of a split."""
+        return len(self._split(split))
 
     def prepare_data(self) -> None:
         """Fetch and prepare a built-in task, on one process."""

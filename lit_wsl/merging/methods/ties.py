@@ -71,5 +71,6 @@ class Ties(MergeMethod):
 
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Disjoint mean of the trimmed task vectors, times lambda."""
-        trimmed = stack * (stack.abs() >= context.statistics.to(stack.device))
+        magnitudes = stack.abs().float()  # the thresholds are float32, so a float64 entry must round as they did
+        trimmed = stack * (magnitudes >= context.statistics.to(stack.device))
         return disjoint_mean(trimmed, elect_sign(trimmed)).mul_(self.lam)

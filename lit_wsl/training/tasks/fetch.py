@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ def fetch_source(source: Source, directory: Path) -> Path:
         logger.warning("%s is damaged; downloading it again.", path)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory, prefix=".fetch-") as scratch:
-        os.replace(_download(source, Path(scratch)), path)
+        _download(source, Path(scratch)).replace(path)
     return path
 
 

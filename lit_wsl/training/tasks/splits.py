@@ -44,8 +44,8 @@ def split_ranks(count: int) -> list[Split]:
         raise ValueError(f"`count >= {len(SPLITS)}` must hold, got {count}.")
     test = max(1, round(count * (1 - _VALIDATION_UNTIL)))
     validation = max(1, round(count * (_VALIDATION_UNTIL - _TRAIN_UNTIL)))
-    train = count - test - validation
-    return ["train"] * train + ["validation"] * validation + ["test"] * test
+    sizes: dict[Split, int] = {"train": count - test - validation, "validation": validation, "test": test}
+    return [split for split, size in sizes.items() for _ in range(size)]
 
 
 def link_near_duplicates(texts: Sequence[str], groups: Sequence[str], words: int) -> list[str]:
@@ -103,8 +103,6 @@ def _balanced(rows: list[Row], size: int) -> list[Row]:
     by_label: dict[str, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: uniform_hash(row.text)):
         by_label[row.label].append(row)
-    turns = [
-        (turn, uniform_hash(row.text), row) for own in by_label.values() for turn, row in enumerate(own)
-    ]
+    turns = [(turn, uniform_hash(row.text), row) for own in by_label.values() for turn, row in enumerate(own)]
     kept = sorted(turns, key=lambda entry: entry[:2])[:size]
     return [row for _, _, row in sorted(kept, key=lambda entry: entry[1])]

@@ -59,8 +59,7 @@ def _read_snippets(archive: Path, _modified: int) -> list[_Snippet]:
                 rows.append((kind, group, float(score), " ".join(html.unescape(text).split())))
     groups = link_near_duplicates([row[3] for row in rows], [row[1] for row in rows], _SHARED_WORDS)
     return [
-        _Snippet(kind, score, text, split_of(group))
-        for (kind, _, score, text), group in zip(rows, groups, strict=True)
+        _Snippet(kind, score, text, split_of(group)) for (kind, _, score, text), group in zip(rows, groups, strict=True)
     ]
 
 
