@@ -81,5 +81,9 @@ def _run_demo(options: Namespace) -> int:
 
 COMMANDS: dict[str, Command] = {
     command.name: command
-    for command in (Command("merge", "merge LoRA adapters or full models on one base", _configure_merge, _run_merge),)
+    for command in (
+        Command("merge", "merge LoRA adapters or full models on one base", _configure_merge, _run_merge),
+        Command("data prepare", "fetch and prepare the built-in text tasks", _configure_prepare, _run_prepare),
+        Command("demo", "train three adapters, merge them, measure every task", _configure_demo, _run_demo),
+    )
 }

@@ -205,10 +205,6 @@ class TextClassificationData(LightningDataModule):
         """Number of rows of a split."""
         return len(self._split(split))
 
-    def size(self, split: Split) -> int:
-        """Number of rows of a split."""
-        return len(self._split(split))
-
     def prepare_data(self) -> None:
         """Fetch and prepare a built-in task, on one process."""
         self._locate()
