@@ -1,0 +1,1 @@
+"""Measurements against the libraries of the field, one script a subject."""

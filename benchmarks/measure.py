@@ -1,0 +1,170 @@
+"""Measure whole processes and the machine: time, memory, bandwidth (Linux)."""
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SAMPLE_SECONDS = 0.01
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one process (with its children) took; sizes in bytes."""
+
+    wall: float
+    """Seconds from start to end."""
+    cpu: float
+    """CPU seconds, user and system."""
+    peak_rss: int
+    """Most memory resident at once, mapped files included."""
+    peak_anonymous: int
+    """Most memory at once that belongs to the processes alone; mapped files and the page cache do not count."""
+
+
+def measure(command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> Figures:
+    """Run a command to its end and watch it.
+
+    Memory is summed over the process and its children every ``SAMPLE_SECONDS``. The high-water mark that
+    ``wait4`` reports is of no use: it starts at the size of the parent.
+
+    Args:
+        command: Program and arguments.
+        environment: Variables on top of this process's own.
+        log: File that takes standard output and error.
+
+    Raises:
+        RuntimeError: If the command fails; the message has the end of its output.
+    """
+    with log.open("wb") as output:
+        began = time.perf_counter()
+        process = subprocess.Popen(  # returns when the program is loaded, so no sample sees the parent's memory
+            list(map(str, command)), stdout=output, stderr=output, env={**os.environ, **environment}
+        )
+        rss = anonymous = 0
+        while True:
+            done, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if done:
+                break
+            sampled = [_memory(pid) for pid in _tree(process.pid)]
+            rss = max(rss, sum(r for r, _ in sampled))
+            anonymous = max(anonymous, sum(a for _, a in sampled))
+            time.sleep(SAMPLE_SECONDS)
+        wall = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{end}")
+    return Figures(wall, usage.ru_utime + usage.ru_stime, rss, anonymous)
+
+
+def median(runs: Sequence[Figures]) -> Figures:
+    """Median of the times, highest of the peaks."""
+    return Figures(
+        statistics.median(run.wall for run in runs),
+        statistics.median(run.cpu for run in runs),
+        max(run.peak_rss for run in runs),
+        max(run.peak_anonymous for run in runs),
+    )
+
+
+def in_turn(programs: Mapping[str, Callable[[], Figures]], runs: int) -> dict[str, Figures]:
+    """Run programs A B A B …, so that a change of the machine's load hits all alike; medians by name."""
+    taken: dict[str, list[Figures]] = {name: [] for name in programs}
+    for _ in range(runs):
+        for name, program in programs.items():
+            taken[name].append(program())
+    return {name: median(figures) for name, figures in taken.items()}
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """Bytes per second between a process and the page cache, one thread."""
+
+    read: float
+    write: float
+
+    def floor(self, read: int, written: int) -> float:
+        """Seconds that reading and writing so many bytes takes at least."""
+        return read / self.read + written / self.write
+
+
+def page_cache_bandwidth(path: Path, scratch: Path, repeats: int = 3) -> Bandwidth:
+    """Best of some passes over a file that fits the page cache.
+
+    Args:
+        path: File to read.
+        scratch: File to write with as many bytes; removed at the end.
+        repeats: Passes.
+    """
+    size = path.stat().st_size
+    read_cached(path)
+    reading = min(read_cached(path) for _ in range(repeats))
+    writing = min(_write_cached(scratch, size) for _ in range(repeats))
+    return Bandwidth(size / reading, size / writing)
+
+
+def read_cached(path: Path) -> float:
+    """Seconds to read a file once; afterwards it lies in the page cache."""
+    buffer = bytearray(PIECE_BYTES)
+    began = time.perf_counter()
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.perf_counter() - began
+
+
+def _write_cached(path: Path, size: int) -> float:
+    piece = bytes(PIECE_BYTES)
+    began = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, size, PIECE_BYTES):
+            file.write(piece[: size - start])
+    seconds = time.perf_counter() - began
+    path.unlink()
+    return seconds
+
+
+def machine() -> dict[str, str | int | float]:
+    """What the figures were measured on."""
+    facts = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.partition(":")[2].strip() for line in facts if line.startswith("model name")), "")
+    return {
+        "cpu": model or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all its descendants."""
+    return [pid, *(one for child in _children(pid) for one in _tree(child))]
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+    except OSError:  # it ended meanwhile
+        return []
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    """Resident and anonymous bytes of a process; zeros once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return 0, 0
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return _kilobytes(fields, "VmRSS"), _kilobytes(fields, "RssAnon")
+
+
+def _kilobytes(fields: Mapping[str, str], key: str) -> int:
+    return int(fields[key].split()[0]) * 1024 if key in fields else 0

@@ -1,0 +1,202 @@
+"""Merging full models: ``lit-wsl merge`` against mergekit, whole processes in turn.
+
+Run ``python -m benchmarks.merge_models --help`` from the root of the repository.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import oracles
+from benchmarks.inputs import SIZES, Models, make_models
+from benchmarks.measure import Bandwidth, Figures, in_turn, machine, measure, page_cache_bandwidth, read_cached
+from benchmarks.peers import MERGEKIT, MERGEKIT_IMPORTS, MERGEKIT_YAML, peer_environment
+from benchmarks.table import print_table
+
+OUR_IMPORTS = "import lit_wsl.merging.run"
+SCALE, DENSITY = 0.4, 0.2
+KEPT = 0.5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One merge, as each program spells it, and what must come out."""
+
+    ours: list[str]
+    """Options of ``lit-wsl merge``."""
+    peer: dict[str, Any]
+    """mergekit's configuration without its models."""
+    weight: float
+    """mergekit's weight of each model."""
+    oracle: oracles.Oracle
+    tuned: int = 3
+    """Number of fine-tunes."""
+    base: bool = True
+    """Whether the base is read."""
+    peer_parameters: dict[str, float] = field(default_factory=dict)
+    """mergekit's further parameters of each model."""
+
+
+ROWS = {
+    "linear": Row(["uniform"], {"merge_method": "linear"}, 1.0, oracles.mean, base=False),
+    "linear of 4": Row(["uniform"], {"merge_method": "linear"}, 1.0, oracles.mean, tuned=4, base=False),
+    "task arithmetic": Row(
+        ["uniform_scalar_delta", "--method_params.scale", str(SCALE)],
+        {"merge_method": "task_arithmetic", "parameters": {"normalize": False}},
+        SCALE,
+        partial(oracles.task_arithmetic, scale=SCALE),
+    ),
+    "ties": Row(
+        ["ties", "--method_params.k", str(100 * DENSITY), "--method_params.scope", "tensor"],
+        {"merge_method": "ties", "parameters": {"normalize": True}},
+        1.0,
+        partial(oracles.ties, density=DENSITY),
+        peer_parameters={"density": DENSITY},
+    ),
+    "dare linear": Row(
+        ["dare", "--method_params.drop_rate", str(1 - KEPT)],
+        {"merge_method": "dare_linear", "parameters": {"normalize": True}},
+        1.0,
+        partial(oracles.dare, keep=KEPT),
+        peer_parameters={"density": KEPT},
+    ),
+}
+
+
+class Bench:
+    """Inputs, programs and results of one call.
+
+    Args:
+        options: The command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.work: Path = options.work.expanduser().resolve()
+        self.runs: int = options.runs
+        self._threads = str(options.threads)
+        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        self._environment = dict.fromkeys(names, self._threads) | {"HF_HUB_OFFLINE": "1"}
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.models: Models = make_models(self.work, options.size, max(ROWS[name].tuned for name in options.methods))
+        self._peer = None
+        if not options.no_peer:
+            self._peer = peer_environment(self.work / "peer-mergekit", MERGEKIT, MERGEKIT_IMPORTS)
+        weights = self.models.base / "model.safetensors"
+        self.bandwidth: Bandwidth = page_cache_bandwidth(weights, self.work / "bandwidth.tmp")
+
+    def imports(self) -> dict[str, Figures]:
+        """What each program takes for its imports alone; also compiles them before anything is timed."""
+        commands: dict[str, list[str | Path]] = {"ours": [sys.executable, "-c", OUR_IMPORTS]}
+        if self._peer:
+            commands["peer"] = [self._peer, "-c", MERGEKIT_IMPORTS]
+        for command in commands.values():
+            self._measure(command)
+        return in_turn({n: partial(self._measure, c) for n, c in commands.items()}, self.runs)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Run one merge by both programs in turn and check what they wrote."""
+        row = ROWS[name]
+        tuned = self.models.tuned[: row.tuned]
+        read = [*tuned, self.models.base] if row.base else tuned
+        for model in read:
+            read_cached(model / "model.safetensors")
+        programs: dict[str, Callable[[], Figures]] = {"ours": partial(self._merge_ours, row, tuned)}
+        if self._peer:
+            programs["peer"] = partial(self._merge_peer, row, tuned)
+        figures = in_turn(programs, self.runs)
+        outputs = {who: self._output(who) for who in programs}
+        agreement = oracles.compare(outputs, self.models.base, tuned, row.oracle)
+        for output in outputs.values():
+            shutil.rmtree(output)
+        floor = self.bandwidth.floor(len(read) * self.models.nbytes, self.models.nbytes)
+        return {
+            "merge": name,
+            **{who: asdict(one) for who, one in figures.items()},
+            "floor": floor,
+            "agreement": agreement,
+        }
+
+    def _output(self, who: str) -> Path:
+        return self.work / f"merged-{who}"
+
+    def _measure(self, command: Sequence[str | Path]) -> Figures:
+        os.sync()  # what an earlier process left to the disk would be written during this one
+        return measure(command, self._environment, self.work / "last.log")
+
+    def _merge_ours(self, row: Row, tuned: list[Path]) -> Figures:
+        output = self._output("ours")
+        shutil.rmtree(output, ignore_errors=True)
+        command: list[str | Path] = [Path(sys.executable).with_name("lit-wsl"), "merge", "--models", *tuned]
+        base = ["--base", self.models.base] if row.base else []
+        options = ["--method", *row.ours, "--threads", self._threads, "--output", output]
+        return self._measure([*command, *base, *options])
+
+    def _merge_peer(self, row: Row, tuned: list[Path]) -> Figures:
+        assert self._peer is not None
+        output = self._output("peer")
+        shutil.rmtree(output, ignore_errors=True)
+        parameters = {"weight": row.weight, **row.peer_parameters}
+        config: dict[str, Any] = {
+            **row.peer,
+            "models": [{"model": str(model), "parameters": parameters} for model in tuned],
+            "dtype": "bfloat16",
+        }
+        if row.base:
+            config["base_model"] = str(self.models.base)
+        path = self.work / "mergekit.yml"
+        path.write_text(json.dumps(config), encoding="utf-8")  # JSON is YAML
+        return self._measure([self._peer, "-c", MERGEKIT_YAML, path, output, "--no-copy-tokenizer", "--quiet"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print the table; returns 1 when a result disagrees with the oracle."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    results: dict[str, Any] = {
+        "machine": {**machine(), "torch": torch.__version__},
+        "size": options.size,
+        "model_bytes": bench.models.nbytes,
+        "runs": options.runs,
+        "threads": options.threads,
+        "bandwidth": asdict(bench.bandwidth),
+        "imports": {who: asdict(one) for who, one in bench.imports().items()},
+        "rows": [],
+    }
+    for name in options.methods:
+        print(f"{name} ...", file=sys.stderr)
+        results["rows"].append(bench.row(name))
+    results["machine"]["load_at_the_end"] = os.getloadavg()[0]
+    print_table(results)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    wrong = [row["merge"] for row in results["rows"] if not row["agreement"]["ours"]["agrees"]]
+    if wrong:
+        print(f"Our result disagrees with the oracle: {', '.join(wrong)}.", file=sys.stderr)
+    return int(bool(wrong))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.merge_models", description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="0.5B", help="model size (default %(default)s)")
+    home = Path("~/.cache/lit_wsl/benchmarks")
+    parser.add_argument("--work", type=Path, default=home, help="models, peers and outputs (default %(default)s)")
+    parser.add_argument("--methods", nargs="+", choices=ROWS, default=list(ROWS), help="merges (default all)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each program (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each program (default %(default)s)")
+    parser.add_argument("--no-peer", action="store_true", help="run ours alone")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
