@@ -6,6 +6,7 @@ Reference:
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +85,12 @@ def inject_lora(model: nn.Module, spec: LoraSpec) -> None:
     """
     _check_targets(model, spec)
     model.requires_grad_(False)
-    inject_adapter_in_model(_peft_config(spec), model)
+    try:
+        inject_adapter_in_model(_peft_config(spec), model)
+    except (ValueError, re.error) as error:
+        raise ConfigError(
+            f"target_modules {spec.target_modules!r} do not fit {type(model).__name__}: {error}"
+        ) from error
 
 
 def save_adapter(
