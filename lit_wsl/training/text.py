@@ -61,7 +61,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for row in reader:
                 yield reader.line_num, row
         except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}: no CSV ({error}).") from error
+            raise DataError(f"{path}, line {reader.reader.line_num}: no CSV ({error}).") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
