@@ -29,7 +29,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     arguments = [a for a in arguments if a != "--debug"]
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # `class_path: my_module.X` works from the project's folder
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    _show_own_messages()
     try:
         return _dispatch(arguments)
     except LitWslError as error:
@@ -43,6 +43,16 @@ def run(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left
         return 1
+
+
+def _show_own_messages() -> None:
+    """Send lit_wsl's log to stderr as plain lines; other libraries keep their own ways."""
+    logger = logging.getLogger("lit_wsl")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jsonargparse import set_docstring_parse_options
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.training.classification import SequenceClassificationModule
 from lit_wsl.training.export import SaveAdapter as SaveAdapter  # found by its short name on the command line
 from lit_wsl.training.text import TextClassificationData
@@ -58,6 +58,20 @@ class TrainerCLI(LightningCLI):
                 raise ConfigError(f"`threads >= 1` must hold, got {threads}.")
             torch.set_num_threads(threads)
 
+    def instantiate_classes(self) -> None:
+        """Make trainer, model and data; an error of ours comes out as it was raised.
+
+        Raises:
+            LitWslError: If a constructor raised it; jsonargparse wraps it in several lines of its own.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            ours = _own_error(error)
+            if ours is None:
+                raise
+            raise ours from error
+
     def _parse_ckpt_path(self) -> None:
         # LightningCLI would let the hyperparameters in a checkpoint override what the user typed.
         return
@@ -86,7 +100,7 @@ def run_trainer(argv: list[str]) -> int:
     """
     _import_from_working_directory()
     _quieten()
-    set_docstring_parse_options(attribute_docstrings=True)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     TrainerCLI.typed_command = next((word for word in argv if word in TRAINER_COMMANDS), None)
     try:
         with _program_arguments(argv):
@@ -104,6 +118,13 @@ def run_trainer(argv: list[str]) -> int:
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0
+
+
+def _own_error(error: BaseException | None) -> LitWslError | None:
+    """The first error of ours in the chain of causes."""
+    while error is not None and not isinstance(error, LitWslError):
+        error = error.__cause__
+    return error
 
 
 def _class_path(cls: type) -> str:

@@ -1,0 +1,160 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lit_wsl.cli.trainer import TrainerCLI, run_trainer
+from lit_wsl.errors import ConfigError, LitWslError
+from lit_wsl.training.classification import SequenceClassificationModule
+from tests.tiny_bert import write_opinions, write_tiny_bert
+
+CONFIG = Path(__file__).parents[2] / "configs" / "train" / "lora_text.yaml"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """Run in an empty directory and leave the interpreter as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tiny")
+    return write_tiny_bert(root / "bert"), write_opinions(root / "opinions")
+
+
+def _arguments(tiny, *more, command="fit"):
+    bert, opinions = tiny
+    return [
+        command,
+        f"--config={CONFIG}",
+        f"--model.init_args.model={bert}",
+        f"--data.init_args.task={opinions}",
+        "--trainer.enable_progress_bar=false",
+        *more,
+    ]
+
+
+def test_the_shipped_configuration_trains_and_writes_an_adapter(tiny, place):
+    assert run_trainer(_arguments(tiny, "--trainer.callbacks.init_args.directory=out", "--threads=1")) == 0
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (place / "out").iterdir()}
+    assert torch.get_num_threads() == 1
+
+
+def test_defaults_need_no_class_paths(tiny, place):
+    bert, opinions = tiny
+    arguments = ["fit", f"--model.model={bert}", f"--data.task={opinions}", "--trainer.max_epochs=1"]
+    quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    assert run_trainer([*arguments, *quiet, "--trainer.enable_checkpointing=false"]) == 0
+
+
+def test_links_and_threads_reach_the_objects(tiny, monkeypatch):
+    built = {}
+    monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, _: built.update(vars(self)))
+    assert run_trainer(_arguments(tiny)) == 0
+    assert built["datamodule"].tokenizer == built["model"].base_model == str(tiny[0])
+    assert built["model"].labels == ["negative", "positive"]
+    assert built["model"].prompts == ["bad poor film", "good fine film"]
+    assert built["model"].lora.rank == 8
+
+
+def test_the_hyperparameters_of_a_checkpoint_override_nothing(tiny, place, monkeypatch):
+    """LightningCLI parses them over the typed options: rank 8 and `linear` would come back as 2 and `prompt`."""
+    save = ["--trainer.enable_checkpointing=true", "--trainer.max_epochs=1", "--trainer.default_root_dir=run"]
+    assert run_trainer(_arguments(tiny, "--model.init_args.lora.rank=2", *save)) == 0
+    [checkpoint] = place.rglob("*.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["hyper_parameters"]
+    built = {}
+    monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, _: built.update(vars(self)))
+    typed = ["--model.init_args.lora.rank=8", "--model.init_args.head=linear", f"--ckpt_path={checkpoint}"]
+    assert run_trainer(_arguments(tiny, *typed, command="test")) == 0
+    assert built["model"].lora.rank == 8
+    assert built["model"].head_kind == "linear"
+
+
+def test_a_checkpoint_of_the_command_line_is_tested_and_loaded(tiny, place):
+    save = ["--trainer.enable_checkpointing=true", "--trainer.max_epochs=1", "--trainer.default_root_dir=run"]
+    assert run_trainer(_arguments(tiny, *save)) == 0
+    [checkpoint] = place.rglob("*.ckpt")
+    for command in ("validate", "test", "predict"):
+        assert run_trainer(_arguments(tiny, f"--ckpt_path={checkpoint}", command=command)) == 0
+    assert SequenceClassificationModule.load_from_checkpoint(checkpoint).lora.rank == 8
+
+
+def test_the_configuration_is_saved_and_may_be_overwritten(tiny, place):
+    logged = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs", "--trainer.logger.version=one"]
+    for _ in range(2):
+        assert run_trainer(_arguments(tiny, "--trainer.max_epochs=1", *logged)) == 0
+    [saved] = place.rglob("config.yaml")
+    assert yaml.safe_load(saved.read_text())["model"]["init_args"]["lora"]["alpha"] == 16
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.init_args.lora.rank=0", "rank >= 1"),
+        ("--data.init_args.task=sentimant", "Did you mean 'sentiment'"),
+        ("--model.init_args.model=/no/such/model", "does not exist"),
+        ("--threads=0", "threads >= 1"),
+    ],
+)
+def test_errors_of_ours_pass_through_for_the_shell_to_print(tiny, option, message):
+    with pytest.raises(LitWslError, match=message):
+        run_trainer(_arguments(tiny, option))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fit", "--no_such_option=1"], ["fit", "--data.init_args.batch_size=many"], ["fit", "--config=missing.yaml"]],
+)
+def test_wrong_usage_is_two(arguments, capsys):
+    assert run_trainer(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_shows_the_meaning_of_fields(capsys):
+    assert run_trainer(["fit", "--help"]) == 0
+    assert "--threads" in capsys.readouterr().out
+    assert run_trainer(["fit", "--model.help"]) == 0
+    text = capsys.readouterr().out
+    assert "Rank of every adapter" in text
+    assert "--model.head" in text
+
+
+def test_a_module_beside_the_user_is_found(tiny, place, monkeypatch):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(place))])
+    (place / "my_models.py").write_text(
+        "from lit_wsl.training.classification import SequenceClassificationModule\n"
+        "class Mine(SequenceClassificationModule):\n"
+        "    pass\n"
+    )
+    built = {}
+    monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, _: built.update(vars(self)))
+    assert run_trainer(_arguments(tiny, "--model.class_path=my_models.Mine")) == 0
+    assert type(built["model"]).__name__ == "Mine"
+
+
+def test_an_interrupt_is_130(tiny, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # Lightning would ignore Ctrl-C from then on
+    monkeypatch.setattr(SequenceClassificationModule, "training_step", interrupt)
+    assert run_trainer(_arguments(tiny)) == 130
+
+
+def test_arguments_of_the_process_are_left_alone(tiny, monkeypatch, recwarn):
+    monkeypatch.setattr(sys, "argv", ["lit-wsl", "demo", "--quick"])
+    monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, _: None)
+    assert run_trainer(_arguments(tiny)) == 0
+    assert sys.argv == ["lit-wsl", "demo", "--quick"]
+    assert not [warning for warning in recwarn if "args parameter" in str(warning.message)]
+
+
+def test_threads_error_is_a_config_error(tiny):
+    with pytest.raises(ConfigError):
+        run_trainer(_arguments(tiny, "--threads=-1"))
