@@ -38,6 +38,9 @@ class LoraSpec:
     target_modules: list[str] | str = field(default_factory=lambda: ["query", "key", "value", "dense"])
     """Names of the adapted layers, matched on the last path components; a string is a regular expression
     on the full path, or ``all-linear``."""
+    exclude_modules: list[str] = field(default_factory=lambda: ["pooler.dense"])
+    """Ends of the paths of layers left out although ``target_modules`` names them; those absent do not matter.
+    Mean pooling never reads BERT's pooler, so an adapter there would get no gradient."""
     dropout: float = 0.0
     """Dropout on the adapter's input, in [0, 1)."""
     use_rslora: bool = False
@@ -86,7 +89,7 @@ def inject_lora(model: nn.Module, spec: LoraSpec) -> None:
     _check_targets(model, spec)
     model.requires_grad_(False)
     try:
-        inject_adapter_in_model(_peft_config(spec), model)
+        inject_adapter_in_model(_peft_config(spec, model), model)
     except (ValueError, re.error) as error:
         raise ConfigError(
             f"target_modules {spec.target_modules!r} do not fit {type(model).__name__}: {error}"
@@ -118,7 +121,9 @@ def save_adapter(
     factors = {f"{_KEY_PREFIX}{name}": tensor for name, tensor in get_peft_model_state_dict(model).items()}
     with published_directory(Path(directory), overwrite=True) as scratch:
         write_tensors(scratch / "adapter_model.safetensors", factors, {})
-        (scratch / "adapter_config.json").write_text(_config_json(spec, base_model), encoding="utf-8")
+        (scratch / "adapter_config.json").write_text(
+            _config_json(_peft_config(spec, model), base_model), encoding="utf-8"
+        )
         if head is not None:
             write_tensors(scratch / HEAD_FILE, head, head_metadata or {})
 
@@ -129,8 +134,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     save_file(on_cpu, path, metadata={"format": "pt", **metadata})
 
 
-def _peft_config(spec: LoraSpec) -> LoraConfig:
+def _peft_config(spec: LoraSpec, model: nn.Module) -> LoraConfig:
+    # PEFT warns of exclusions that exclude nothing.
+    names = [f".{name}" for name, _ in model.named_modules()]
+    excluded = [end for end in spec.exclude_modules if any(name.endswith(f".{end}") for name in names)]
     return LoraConfig(
+        exclude_modules=excluded or None,
         r=spec.rank,
         lora_alpha=spec.alpha,
         target_modules=spec.target_modules,
@@ -141,9 +150,8 @@ def _peft_config(spec: LoraSpec) -> LoraConfig:
     )
 
 
-def _config_json(spec: LoraSpec, base_model: str) -> str:
+def _config_json(config: LoraConfig, base_model: str) -> str:
     """The configuration as PEFT writes it, with sorted keys and sets so that equal runs give equal bytes."""
-    config = _peft_config(spec)
     config.base_model_name_or_path = base_model
     config.inference_mode = True
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=_jsonable) + "\n"

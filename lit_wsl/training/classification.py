@@ -81,6 +81,8 @@ class SequenceClassificationModule(LightningModule):
         self.head = self._make_head(directory)
         if self.lora:
             inject_lora(self.encoder, self.lora)
+        if (pooler := getattr(self.encoder, "pooler", None)) is not None:
+            pooler.requires_grad_(False)  # mean pooling never reads it: it would get no gradient
         self.encoder.train()  # transformers loads in evaluation mode, which Lightning would keep
         self.metrics = nn.ModuleDict({stage: _metrics(stage, len(self.labels)) for stage in ("val", "test")})
 

@@ -65,6 +65,18 @@ def test_an_unknown_layer_names_the_nearest(bert_dir):
         inject_lora(BertModel.from_pretrained(bert_dir), LoraSpec(target_modules=["querry", "key"]))
 
 
+def test_excluded_layers_get_no_adapter_and_absent_ones_do_not_matter(bert_dir, recwarn):
+    model = BertModel.from_pretrained(bert_dir)
+    inject_lora(model, LoraSpec(rank=2, exclude_modules=["pooler.dense", "output.dense", "no.such"]))
+    adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert adapted == {
+        f"encoder.layer.{layer}.{end}"
+        for layer in range(2)
+        for end in ("attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense")
+    }
+    assert not [warning for warning in recwarn if "exclude" in str(warning.message)]
+
+
 @pytest.mark.parametrize("target", ["no_such_.*", "("])
 def test_a_pattern_without_match_is_an_error(bert_dir, target):
     with pytest.raises(ConfigError, match="target_modules"):
@@ -108,7 +120,7 @@ def test_the_merge_reader_sees_adapters_only(bert_dir, tmp_path):
     spec = LoraSpec(rank=2)
     save_adapter(_adapted(bert_dir, spec), spec, tmp_path / "out", str(bert_dir), {"weight": torch.ones(2)})
     sites = Adapter(tmp_path / "out").sites
-    assert len(sites) == 2 * 6 + 1  # query, key, value, three dense a layer, and the pooler
+    assert len(sites) == 2 * 6  # query, key, value and three dense a layer, but no pooler
     assert "weight" not in sites
 
 

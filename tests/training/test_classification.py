@@ -92,13 +92,16 @@ def test_the_optimizer_gets_named_trainable_parameters_only(bert_dir, opinions):
     assert len(names) == sum(parameter.requires_grad for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("lora", [None, LoraSpec(rank=2)], ids=["whole", "lora"])
+def test_every_trainable_parameter_gets_a_gradient(bert_dir, opinions, lora):
+    module, data = _pair(bert_dir, opinions, lora)
+    F.cross_entropy(module(batch := next(iter(data.train_dataloader()))), batch["labels"]).backward()
+    assert [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_a_schedule_is_passed_on(bert_dir, opinions):
-    module, _ = _pair(
-        bert_dir, opinions, None, lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=1)
-    )
-    assert isinstance(
-        module.configure_optimizers()["lr_scheduler"]["scheduler"], torch.optim.lr_scheduler.StepLR
-    )
+    module, _ = _pair(bert_dir, opinions, None, lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, step_size=1))
+    assert isinstance(module.configure_optimizers()["lr_scheduler"]["scheduler"], torch.optim.lr_scheduler.StepLR)
 
 
 def test_dropout_of_the_encoder(bert_dir, opinions):

@@ -146,7 +146,9 @@ def test_read_mo_matches_gettext(tmp_path):
     import gettext
     import struct
 
-    pairs = sorted({"": "Content-Type: text/plain; charset=UTF-8\n", "ctx\x04dog": "Hund", "cat": "Katze\0Katzen"}.items())
+    pairs = sorted(
+        {"": "Content-Type: text/plain; charset=UTF-8\n", "ctx\x04dog": "Hund", "cat": "Katze\0Katzen"}.items()
+    )
     header, body = 28, b""
     tables = [[], []]
     start = header + 16 * len(pairs)

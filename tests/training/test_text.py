@@ -45,9 +45,7 @@ def test_csv_and_jsonl_give_the_same_rows(tmp_path):
 
 def test_an_unknown_label_is_named(tmp_path, bert_dir):
     (tmp_path / "a.jsonl").write_text('{"text": "film", "label": "positiv"}\n')
-    data = TextClassificationData(
-        str(bert_dir), train_file=tmp_path / "a.jsonl", labels=["negative", "positive"]
-    )
+    data = TextClassificationData(str(bert_dir), train_file=tmp_path / "a.jsonl", labels=["negative", "positive"])
     with pytest.raises(DataError, match=r"a\.jsonl, line 1: unknown label 'positiv'. Did you mean 'positive'"):
         data.setup("fit")
 
@@ -66,7 +64,12 @@ def test_a_damaged_listing(tmp_path, bert_dir, listing):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"task": "intent", "train_file": "a.csv"}, {"task": "intent", "batch_size": 0}, {"task": "a", "limit_train": 0}],
+    [
+        {},
+        {"task": "intent", "train_file": "a.csv"},
+        {"task": "intent", "batch_size": 0},
+        {"task": "a", "limit_train": 0},
+    ],
 )
 def test_arguments_are_checked(bert_dir, arguments):
     with pytest.raises(ConfigError):
