@@ -83,7 +83,9 @@ def make_plan(spec: MergeSpec) -> MergePlan:
 def source_names(paths: Sequence[str]) -> list[str]:
     """Short unique names of sources: the last path component, numbered where it repeats."""
     short = [Path(p).resolve().name for p in paths]
-    return [n if short.count(n) == 1 else f"{n}_{i}" for i, n in enumerate(short)]
+    names = [n if short.count(n) == 1 else f"{n}_{i}" for i, n in enumerate(short)]
+    unique = len(set(names)) == len(names)  # "a_0" may also be the name of a directory
+    return names if unique else [f"{i}_{n}" for i, n in enumerate(short)]
 
 
 def _check_one_base(adapters: Sequence[AdapterSource]) -> None:

@@ -115,7 +115,8 @@ class ModelWriter(_StreamWriter):
         """Write the index; carry configuration and tokenizer over."""
         super().close()
         origin = model_path(self.plan.spec.base or self.plan.spec.models[0])
-        carry_files(origin if origin.is_dir() else origin.parent, self.directory)
+        if origin.is_dir() or (origin.parent / "config.json").exists():  # else its neighbours may be anything
+            carry_files(origin if origin.is_dir() else origin.parent, self.directory)
         if self.plan.spec.dtype != "auto":
             _set_dtype(self.directory / "config.json", self.plan.spec.dtype)
 
@@ -160,15 +161,14 @@ class AdapterWriter(Writer):
                 "write `--output_format delta` or `model`."
             )
         terms = parameter.low_rank_terms()
+        _check_finite(parameter, terms or [])
         if terms is None:
             factors, energy = self._factorise(parameter, shape)
         elif spec.energy < 1.0 or sum(t.rank for t in terms) > min(spec.rank or 1 << 30, *_matrix_shape(terms[0])):
             factors, energy = compress(terms, spec.rank, spec.energy)
         else:
             factors, energy = concatenate(terms), 1.0
-        if not (torch.isfinite(factors.A).all() and torch.isfinite(factors.B).all()):
-            list(parameter.deltas())  # names the source
-            raise MergeError(f"The factors of {name!r} are not finite; use smaller coefficients.")
+        _check_finite(parameter, [factors])
         self.retained_energy[name] = energy
         self._updates[name] = (factors, name in self._embeddings)
 
@@ -185,6 +185,12 @@ class AdapterWriter(Writer):
         base = adapters[0].base_name or self.plan.spec.base or ""
         updates = {n.removesuffix(".weight"): self._updates[n] for n in self.plan.merged}  # workers finish in any order
         write_adapter(self.directory, updates, base_model=base, task_type=adapters[0].task_type)
+
+
+def _check_finite(parameter: ParameterMerger, factors: list[LoraFactors]) -> None:
+    if not all(torch.isfinite(f.A).all() and torch.isfinite(f.B).all() for f in factors):
+        list(parameter.deltas())  # names the source
+        raise MergeError(f"The factors of {parameter.name!r} are not finite; use smaller coefficients.")
 
 
 def _matrix_shape(factors: LoraFactors) -> tuple[int, int]:

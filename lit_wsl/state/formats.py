@@ -36,7 +36,8 @@ def unwrap(content: Any, where: str) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             inner = content[key]
             break
-    tensors = {k: v for k, v in inner.items() if isinstance(v, Tensor)} if isinstance(inner, Mapping) else {}
+    named = inner.items() if isinstance(inner, Mapping) else ()
+    tensors = {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise CheckpointError(f"{where} holds no state dict; save `model.state_dict()`.")
     return {strip_wrappers(name): tensor for name, tensor in tensors.items()}
@@ -52,7 +53,7 @@ def carry_files(source: Path, target: Path) -> list[str]:
     copied = []
     for path in sorted({p for pattern in _CARRIED for p in source.glob(pattern)}):
         relative = path.relative_to(source)
-        if not path.is_file() or any(path.match(pattern) for pattern in _LEFT) or (target / relative).exists():
+        if not path.is_file() or any(path.match(pattern) for pattern in _LEFT):
             continue
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / relative)

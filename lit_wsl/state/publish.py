@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from lit_wsl.errors import CheckpointError
 
@@ -56,10 +57,11 @@ def published_directory(target: Path, *, overwrite: bool = False, fingerprint: s
     """
     target = target.resolve()
     partial, replaced = target.with_name(target.name + ".partial"), target.with_name(target.name + ".replaced")
-    if replaced.exists() and not target.exists():  # killed between the two renames below
-        replaced.rename(target)
-    check_target(target, overwrite=overwrite)
-    with _locked(partial, fingerprint) as scratch:
+    with _locked(partial):
+        if replaced.exists() and not target.exists():  # killed between the two renames below
+            replaced.rename(target)
+        check_target(target, overwrite=overwrite)
+        scratch = _scratch(partial, fingerprint)
         try:
             yield scratch
             (scratch / MARKER).write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
@@ -78,30 +80,49 @@ def published_directory(target: Path, *, overwrite: bool = False, fingerprint: s
 
 
 @contextmanager
-def _locked(partial: Path, fingerprint: str) -> Iterator[Path]:
-    """The partial directory, held by this process alone; emptied unless it belongs to the same work."""
-    lock_path = partial.with_name(partial.name + ".lock")
+def _locked(partial: Path) -> Iterator[None]:
+    """The right to write ``partial``, held by this process alone."""
+    path = partial.with_name(partial.name + ".lock")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        lock = lock_path.open("a")
+        lock = _acquire(path)
+    except BlockingIOError:
+        raise CheckpointError(
+            f"Another process is writing {partial.with_suffix('')}; wait for it or choose another output."
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{partial.parent} cannot be written ({error.strerror}); choose another.") from error
     try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.close()
+
+
+def _acquire(path: Path) -> IO[str]:
+    """The locked lock file; only its holder may remove it."""
+    while True:
+        lock = path.open("a")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        except FileNotFoundError:
+            pass  # the holder before us removed the file that we had opened
         except BlockingIOError:
-            raise CheckpointError(
-                f"Another process is writing {partial.with_suffix('')}; wait for it or choose another output."
-            ) from None
-        note = partial / ".fingerprint"
-        if partial.exists() and (not note.exists() or note.read_text() != fingerprint):
-            shutil.rmtree(partial)
-        partial.mkdir(exist_ok=True)
-        note.write_text(fingerprint)
-        yield partial
-    finally:
-        lock_path.unlink(missing_ok=True)
+            lock.close()
+            raise
         lock.close()
+
+
+def _scratch(partial: Path, fingerprint: str) -> Path:
+    """The partial directory, emptied unless it belongs to the same work."""
+    note = partial / ".fingerprint"
+    if partial.exists() and (not note.exists() or note.read_text() != fingerprint):
+        shutil.rmtree(partial)
+    partial.mkdir(exist_ok=True)
+    note.write_text(fingerprint)
+    return partial
 
 
 def _swap(scratch: Path, target: Path, replaced: Path) -> None:

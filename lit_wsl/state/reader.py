@@ -23,6 +23,8 @@ INDEX_NAMES = (
     "pytorch_model.bin.index.json",
     "adapter_model.bin.index.json",
 )
+_DAMAGED = (OSError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, zipfile.BadZipFile)
+"""What torch and pickle raise on a file that is cut off or garbled."""
 SINGLE_NAMES = (
     "model.safetensors",
     "adapter_model.safetensors",
@@ -231,7 +233,7 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds more than weights and would run code ({reason}); save its state dict alone."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise CheckpointError(f"{path} cannot be read ({reason}); it is truncated or no torch file.") from error
     return unwrap(content, str(path))

@@ -136,7 +136,7 @@ def _parse_entry(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[Te
         dtype_name, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the header entry of {name!r} is incomplete; write it again.") from error
-    if dtype_name not in SAFETENSORS_DTYPES:
+    if not isinstance(dtype_name, str) or dtype_name not in SAFETENSORS_DTYPES:
         raise CheckpointError(
             f"{path}: tensor {name!r} has the unknown dtype {dtype_name!r}; known: {', '.join(SAFETENSORS_DTYPES)}."
         )

@@ -162,10 +162,9 @@ class ShardedWriter:
         if first != plan:
             self._journal_path.write_text(plan + "\n", encoding="utf-8")
             return set()
-        names = set()
-        for line in lines[:-1]:  # what follows the last newline was cut off in the middle
-            names.add(json.loads(line))
-        return names & set(self.infos)
+        names = [json.loads(line) for line in lines[:-1]]  # what follows the last newline was cut off in the middle
+        self._journal_path.write_text("\n".join([plan, *lines[:-1], ""]), encoding="utf-8")
+        return set(names) & set(self.infos)
 
 
 def _split_into_shards(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
