@@ -1,11 +1,15 @@
-"""Fills the method table of the documentation from the registry, at every build."""
+"""Fills pages from their one source at every build: the start page from README, the method table from the registry."""
 
 import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 from lit_wsl.merging.method import all_methods
 
-MARK = "<!-- methods -->"
+METHODS_MARK = "<!-- methods -->"
+README_MARK = "<!-- readme -->"
+README = Path(__file__).parents[1] / "README.md"
 
 
 def method_rows() -> str:
@@ -24,6 +28,14 @@ def method_rows() -> str:
     return "\n".join(table) + "\n\n" + "\n".join(sections)
 
 
+def readme() -> str:
+    """README with its links made relative to the documentation."""
+    text = README.read_text(encoding="utf-8")
+    return re.sub(r"\[([^]]+)\]\((?!docs/|https?:)[^)]+\)", r"`\1`", text).replace("(docs/", "(")
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs for each page."""
-    return markdown.replace(MARK, method_rows()) if MARK in markdown else markdown
+    if METHODS_MARK in markdown:
+        return markdown.replace(METHODS_MARK, method_rows())
+    return markdown.replace(README_MARK, readme()) if README_MARK in markdown else markdown

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
@@ -20,8 +21,7 @@ from lit_wsl.merging.plan import MergePlan, make_plan
 from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.merging.writers import WRITERS, Writer
 from lit_wsl.state.publish import check_target, published_directory
-from lit_wsl.state.reader import TensorInfo
-from lit_wsl.state.writer import ShardedWriter
+from lit_wsl.state.writer import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -184,17 +184,16 @@ def _report_skipped(plan: MergePlan) -> None:
 
 
 def _write_heads(plan: MergePlan, directory: Path) -> None:
-    """Write the task heads of each source to ``heads/<source>.safetensors``."""
+    """Keep the task heads of each source in ``heads/``: a head file as it is, saved modules under their names."""
+    heads = directory / "heads"
     for source in plan.sources:
-        heads = source.heads()
-        if not heads:
-            continue
-        (directory / "heads").mkdir(exist_ok=True)
-        infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in heads.items()}
-        with ShardedWriter(directory / "heads", infos, stem=source.name, shard_bytes=1 << 62) as writer:
-            for name, tensor in heads.items():
-                writer.write(name, tensor)
-                writer.finish(name)
+        tensors = source.heads()
+        if tensors or source.head_file:
+            heads.mkdir(exist_ok=True)
+        if source.head_file:
+            shutil.copyfile(source.head_file, heads / f"{source.name}.head.safetensors")
+        if tensors:
+            write_tensors(heads / f"{source.name}.safetensors", tensors)
 
 
 def _report(plan: MergePlan, target: Path, writer: Writer) -> MergeReport:

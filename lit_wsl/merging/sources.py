@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_wsl.errors import MergeError
-from lit_wsl.state.adapters import Adapter
+from lit_wsl.state.adapters import HEAD_FILE, Adapter
 from lit_wsl.state.dtypes import is_mergeable
 from lit_wsl.state.names import NameResolver
 from lit_wsl.state.reader import StateReader
@@ -85,6 +85,9 @@ class TaskVectorSource(ABC):
     def files(self) -> list[Path]:
         """Files read, for the fingerprint of the merge."""
 
+    head_file: Path | None = None
+    """File of a task head, copied as it is."""
+
     def heads(self) -> dict[str, Tensor]:
         """Tensors of a task head that the base does not have."""
         return {}
@@ -103,6 +106,8 @@ class AdapterSource(TaskVectorSource):
         self._adapter = Adapter(Path(directory))
         self.base_name = self._adapter.config.base_model_name_or_path
         self.task_type = self._adapter.config.task_type
+        head = self._adapter.directory / HEAD_FILE
+        self.head_file = head if head.is_file() else None
         self._sites: dict[str, str] = {}
         self._heads: list[str] = []
         for own in self._adapter.sites:

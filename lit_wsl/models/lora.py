@@ -13,18 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lit_wsl.errors import ConfigError, did_you_mean
+from lit_wsl.state.adapters import HEAD_FILE, PREFIX
 from lit_wsl.state.publish import published_directory
-
-HEAD_FILE = "head.safetensors"
-"""File beside the adapters or the weights that holds the task head."""
+from lit_wsl.state.writer import write_tensors
 
 # Others, PiSSA and OLoRA among them, change the base weights: their adapters fit no unchanged base.
 _INITIALISATIONS = ("gaussian", "orthogonal")
-_KEY_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -118,20 +115,14 @@ def save_adapter(
     Raises:
         CheckpointError: If the directory cannot be written, or holds something else.
     """
-    factors = {f"{_KEY_PREFIX}{name}": tensor for name, tensor in get_peft_model_state_dict(model).items()}
+    factors = {f"{PREFIX}{name}": tensor for name, tensor in get_peft_model_state_dict(model).items()}
     with published_directory(Path(directory), overwrite=True) as scratch:
-        write_tensors(scratch / "adapter_model.safetensors", factors, {})
+        write_tensors(scratch / "adapter_model.safetensors", factors)
         (scratch / "adapter_config.json").write_text(
             _config_json(_peft_config(spec, model), base_model), encoding="utf-8"
         )
         if head is not None:
-            write_tensors(scratch / HEAD_FILE, head, head_metadata or {})
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file from tensors on any device."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(on_cpu, path, metadata={"format": "pt", **metadata})
+            write_tensors(scratch / HEAD_FILE, head, head_metadata)
 
 
 def _peft_config(spec: LoraSpec, model: nn.Module) -> LoraConfig:

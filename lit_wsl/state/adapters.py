@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.state.reader import StateReader, TensorInfo, open_state
-from lit_wsl.state.writer import ShardedWriter
+from lit_wsl.state.reader import StateReader, open_state
+from lit_wsl.state.writer import write_tensors
 from lit_wsl.tensors.lora import LoraFactors, apply_dora
 
 PREFIX = "base_model.model."
+HEAD_FILE = "head.safetensors"
+"""File beside the factors that holds a task head which the base has no place for."""
 
 _REFUSED = (
     "layer_replication",
@@ -263,11 +265,7 @@ def write_adapter(
     tensors: dict[str, Tensor] = {}
     for module, (factors, embedding) in updates.items():
         tensors.update(_peft_tensors(module, factors, embedding=embedding))
-    infos = {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    with ShardedWriter(directory, infos, stem="adapter_model", shard_bytes=1 << 62) as writer:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
-            writer.finish(name)
+    write_tensors(directory / "adapter_model.safetensors", tensors)
     ranks = {module: factors.rank for module, (factors, _) in updates.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
     unusual = {re.escape(module): rank for module, rank in ranks.items() if rank != usual}

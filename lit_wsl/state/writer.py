@@ -167,6 +167,25 @@ class ShardedWriter:
         return set(names) & set(self.infos)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors that are in memory, on any device, into one safetensors file.
+
+    Args:
+        path: File to write, ending in ``.safetensors``.
+        tensors: Name to tensor.
+        metadata: Header metadata beside ``format``.
+
+    Raises:
+        CheckpointError: If the disk is full or a dtype cannot be stored.
+    """
+    infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    header = {"format": "pt", **(metadata or {})}
+    with ShardedWriter(path.parent, infos, stem=path.stem, shard_bytes=1 << 62, metadata=header) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+            writer.finish(name)
+
+
 def _split_into_shards(infos: Mapping[str, TensorInfo], shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0

@@ -17,9 +17,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModel, AutoTokenizer
 
 from lit_wsl.errors import ConfigError
-from lit_wsl.models.lora import HEAD_FILE, LoraSpec, inject_lora, save_adapter, write_tensors
+from lit_wsl.models.lora import LoraSpec, inject_lora, save_adapter
+from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
 from lit_wsl.state.publish import published_directory
+from lit_wsl.state.writer import write_tensors
 from lit_wsl.training.encoder import PromptHead, class_prototypes, embed
 from lit_wsl.training.text import Batch
 
