@@ -1,0 +1,61 @@
+"""Folding of factors against PEFT's own, DoRA against its formula row by row."""
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch import nn
+
+from lit_wsl.tensors.lora import LoraFactors, apply_dora, fold
+from tests.oracles.linear import dora
+
+
+def peft_layer(layer, **settings):
+    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["0"], init_lora_weights=False, **settings)
+    model = peft.get_peft_model(nn.Sequential(layer), config)
+    return model.base_model.model[0]
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "embedding", "conv1d", "conv2d"])
+def test_fold_equals_the_delta_weight_of_peft(kind, use_rslora):
+    """A1.1, A1.2, A1.4"""
+    layer = {
+        "linear": nn.Linear(6, 5),
+        "embedding": nn.Embedding(9, 4),
+        "conv1d": nn.Conv1d(3, 5, 2),
+        "conv2d": nn.Conv2d(3, 5, (2, 3)),
+    }[kind]
+    lora = peft_layer(layer, use_rslora=use_rslora)
+    scale = 7 / (3**0.5 if use_rslora else 3)
+    embedding = kind == "embedding"
+    A = lora.lora_embedding_A["default"] if embedding else lora.lora_A["default"].weight
+    B = lora.lora_embedding_B["default"] if embedding else lora.lora_B["default"].weight
+    factors = LoraFactors(
+        A.detach().reshape(3, -1), B.detach().reshape(-1, 3), scale, tuple(layer.weight.shape), embedding
+    )
+    expected = lora.get_delta_weight("default").detach()
+    torch.testing.assert_close(fold(factors), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(factors.rows(1, 3), expected.reshape(expected.shape[0], -1)[1:3], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(fold(factors.scaled(-0.5)), -0.5 * expected, rtol=1e-5, atol=1e-6)
+    assert fold(factors, torch.float64).dtype == torch.float64
+
+
+def test_factors_of_half_precision_fold_in_float32():
+    A, B = torch.randn(2, 4).bfloat16(), torch.randn(3, 2).bfloat16()
+    folded = fold(LoraFactors(A, B, 0.3, (3, 4)))
+    assert folded.dtype == torch.float32
+    np.testing.assert_allclose(folded, 0.3 * B.double().numpy() @ A.double().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_dora_gives_rows_their_length():
+    """A1.4"""
+    weight, update, magnitude = torch.randn(5, 4), torch.randn(5, 4), torch.rand(5) + 0.5
+    merged = apply_dora(weight, update, magnitude)
+    np.testing.assert_allclose(merged, dora(*(t.double().numpy() for t in (weight, update, magnitude))), rtol=1e-5)
+    torch.testing.assert_close(merged.norm(dim=1), magnitude)
+
+
+def test_dora_with_the_base_lengths_and_no_update_is_the_base():
+    weight = torch.randn(6, 3)
+    torch.testing.assert_close(apply_dora(weight, torch.zeros(6, 3), weight.norm(dim=1)), weight)
