@@ -122,7 +122,7 @@ def _check_numbers(path: Path, config: AdapterConfig) -> None:
                 re.compile(pattern)
             except re.error as error:
                 raise CheckpointError(f"{path}: pattern {pattern!r} is no regular expression ({error}).") from error
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
         raise CheckpointError(f"{path}: ranks and alphas must be finite numbers, got {numbers}; save it again.")
     if config.r <= 0 or any(rank <= 0 for rank in config.rank_pattern.values()):
         raise CheckpointError(f"{path}: `rank > 0` must hold, got r={config.r}, {dict(config.rank_pattern)}.")

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import struct
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,8 +25,22 @@ INDEX_NAMES = (
     "pytorch_model.bin.index.json",
     "adapter_model.bin.index.json",
 )
-_DAMAGED = (OSError, RuntimeError, EOFError, ValueError, TypeError, AttributeError, LookupError, zipfile.BadZipFile)
+_DAMAGED = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 """What torch and pickle raise on a file that is cut off or garbled."""
+_FOREIGN = re.compile(r"(?:GLOBAL|global|function|class|type):? `?(?!GLOBAL)([\w.]+)")
 SINGLE_NAMES = (
     "model.safetensors",
     "adapter_model.safetensors",
@@ -229,11 +245,18 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
         mapped = zipfile.is_zipfile(path)  # the old, unzipped format cannot be mapped
         content: Any = torch.load(path, map_location="cpu", mmap=mapped or None, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} holds more than weights and would run code ({reason}); save its state dict alone."
-        ) from error
+        raise CheckpointError(_unpickling_message(path, str(error))) from error
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise CheckpointError(f"{path} cannot be read ({reason}); it is truncated or no torch file.") from error
     return unwrap(content, str(path))
+
+
+def _unpickling_message(path: Path, text: str) -> str:
+    """What the restricted unpickler refused; torch's own advice to load it unrestricted is not passed on."""
+    reason = text.partition("WeightsUnpickler error:")[2].strip() or text
+    if "Unsupported operand" in reason:
+        return f"{path} cannot be read (it is no pickle); it is damaged or no torch file."
+    foreign = _FOREIGN.search(reason)
+    what = f"`{foreign[1]}`" if foreign else reason.splitlines()[0]
+    return f"{path} holds more than weights and would run code ({what}); save its state dict alone."

@@ -156,7 +156,7 @@ class ShardedWriter:
         """Tensors that an interrupted writer with the same plan finished; a new journal when there is none."""
         plan = hashlib.sha256(b"".join(header for header, _ in headers)).hexdigest()
         try:
-            first, *lines = self._journal_path.read_text(encoding="utf-8").split("\n")
+            first, *lines = self._journal_path.read_text(encoding="utf-8", errors="replace").split("\n")
         except FileNotFoundError:
             first, lines = "", []
         if first != plan:

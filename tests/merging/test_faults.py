@@ -258,7 +258,7 @@ class Trap:
 def test_a_pickle_with_code_is_refused_and_not_run(capsys, states, tmp_path, name, zipped):
     content = {"w": torch.ones(2), "trap": Trap(tmp_path / "sprung")}
     torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
-    fails(capsys, arguments([states[0], tmp_path / name], tmp_path / "out"), name, "would run code")
+    fails(capsys, arguments([states[0], tmp_path / name], tmp_path / "out"), name, "would run code (`io.open`)")
     assert not (tmp_path / "sprung").exists()
 
 
