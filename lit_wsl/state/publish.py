@@ -58,7 +58,7 @@ def published_directory(target: Path, *, overwrite: bool = False, fingerprint: s
     target = target.resolve()
     partial, replaced = target.with_name(target.name + ".partial"), target.with_name(target.name + ".replaced")
     with _locked(partial):
-        if replaced.exists() and not target.exists():  # killed between the two renames below
+        if (replaced / MARKER).exists() and not target.exists():  # killed between the two renames below
             replaced.rename(target)
         check_target(target, overwrite=overwrite)
         scratch = _scratch(partial, fingerprint)
@@ -118,7 +118,10 @@ def _acquire(path: Path) -> IO[str]:
 def _scratch(partial: Path, fingerprint: str) -> Path:
     """The partial directory, emptied unless it belongs to the same work."""
     note = partial / ".fingerprint"
-    if partial.exists() and (not note.exists() or note.read_text() != fingerprint):
+    ours = note.exists() or (partial / MARKER).exists()  # killed just before the last rename, only the marker is left
+    if partial.exists() and any(partial.iterdir()) and not ours:
+        raise CheckpointError(f"{partial} is in the way and was not made by lit-wsl; move it or choose another output.")
+    if ours and (not note.exists() or note.read_text() != fingerprint):
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
     note.write_text(fingerprint)
@@ -127,8 +130,11 @@ def _scratch(partial: Path, fingerprint: str) -> Path:
 
 def _swap(scratch: Path, target: Path, replaced: Path) -> None:
     (scratch / ".fingerprint").unlink(missing_ok=True)
-    if target.exists() and any(target.iterdir()):
-        shutil.rmtree(replaced, ignore_errors=True)
+    earlier = target.exists() and any(target.iterdir())
+    if earlier:
+        if (replaced / MARKER).exists():
+            shutil.rmtree(replaced)
         target.rename(replaced)
     scratch.rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if earlier:
+        shutil.rmtree(replaced, ignore_errors=True)

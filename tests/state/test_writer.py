@@ -215,3 +215,36 @@ def test_a_target_that_appears_meanwhile_is_not_replaced(tmp_path):
     with pytest.raises(CheckpointError, match="not empty"), published_directory(target):
         save_mine(target)
     assert [p.name for p in target.iterdir()] == ["mine"]
+
+
+def test_a_kill_just_before_the_rename_does_not_block_the_next_run(tmp_path, monkeypatch):
+    """The scratch directory is complete and already has the mark of a published one."""
+    monkeypatch.setattr("lit_wsl.state.publish.Path.rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_x(tmp_path / "out")
+    monkeypatch.undo()
+    assert (tmp_path / "out.partial" / "x").exists()
+    write_x(tmp_path / "out")
+    assert (tmp_path / "out" / "x").exists()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def write_x(target):
+    with published_directory(target, fingerprint="a") as scratch:
+        (scratch / "x").write_text("whole")
+
+
+@pytest.mark.parametrize("suffix", [".partial", ".replaced"])
+def test_a_directory_of_somebody_else_beside_the_target_is_left_alone(tmp_path, suffix):
+    mine = tmp_path / f"out{suffix}" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    if suffix == ".partial":
+        with pytest.raises(CheckpointError, match="not made by lit-wsl"):
+            write_x(tmp_path / "out")
+    else:
+        write_x(tmp_path / "out")
+    assert mine.read_text() == "years of work"
