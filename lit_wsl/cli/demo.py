@@ -155,12 +155,14 @@ class Demo:
     def _write_merged(self, chosen: Mapping[str, MergeSpec], best: str) -> None:
         """The configuration of every merge, and the model of the best one."""
         for row, spec in chosen.items():
-            target = self.output / ("merged" if row == best else f"merged_{row.lower().replace(' ', '_')}")
+            target = self.output / ("merged" if row == best else f"merged_{_slug(row)}")
             config = {**spec.to_dict(), "output": str(target)}
-            name = f"merge_{row.lower().replace(' ', '_')}.yaml"
-            (self.output / "configs" / name).write_text(yaml.safe_dump(config, sort_keys=False))
+            self._merge_config(row).write_text(yaml.safe_dump(config, sort_keys=False))
         with progress_bar("writing the merged model") as progress:
             merge(chosen[best], output=str(self.output / "merged"), overwrite=True, progress=progress)
+
+    def _merge_config(self, row: str) -> Path:
+        return self.output / "configs" / f"merge_{_slug(row)}.yaml"
 
     def _report(self, scores: ScoreTable, chosen: Mapping[str, MergeSpec], best: str, seconds: float) -> None:
         notes = {row: _note(spec) for row, spec in chosen.items()}
@@ -175,7 +177,7 @@ class Demo:
         facts = {
             "base": self.base,
             "merged model (best on validation)": f"{self.output / 'merged'}: {best} {notes[best]}",
-            "repeat a merge": f"lit-wsl merge --config {self.output / 'configs' / 'merge_task_arithmetic.yaml'}",
+            "repeat it": f"lit-wsl merge --config {self._merge_config(best)} --overwrite",
             "versions": f"lit_wsl {lit_wsl.__version__}, torch {torch.__version__}",
         }
         write_report(self.output / "report.html", "Three adapters, one backbone", scores, notes, facts)
@@ -228,6 +230,10 @@ def _fit(config: Path, overlay: Path) -> None:
         raise KeyboardInterrupt
     if code:
         raise LitWslError(f"Training with {overlay} failed with code {code}.")
+
+
+def _slug(row: str) -> str:
+    return row.lower().replace(" ", "_")
 
 
 def _note(spec: MergeSpec) -> str:

@@ -65,7 +65,7 @@ def write_report(
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
         '<p class="lead">Accuracy on test rows in percent; parameters were chosen on validation rows. '
         "<em>Recovered</em> is the share of the individual fine-tunes' gain over the base that one merged model keeps; "
-        "± s.e. is the sampling error of the mean.</p>"
+        "± s.e. is the sampling error of the mean. The marked row is the best merge.</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f'<img alt="Bars of accuracy per task and model" src="data:image/png;base64,{_plot(scores)}">'
         f"<h2>How it was made</h2><dl>{listed}</dl></html>\n"
