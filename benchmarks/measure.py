@@ -1,4 +1,4 @@
-"""Measure whole processes and the machine: time, memory, bandwidth (Linux)."""
+"""Measure whole processes and the machine: time, memory, and the floor under both (Linux)."""
 
 import os
 import platform
@@ -82,52 +82,37 @@ def in_turn(programs: Mapping[str, Callable[[], Figures]], runs: int) -> dict[st
     return {name: median(figures) for name, figures in taken.items()}
 
 
-@dataclass(frozen=True)
-class Bandwidth:
-    """Bytes per second between a process and the page cache, one thread."""
+def page_cache_floor(sources: Sequence[Path], scratch: Path) -> Figures:
+    """Read some files from the page cache and write one as large as the first: what a program cannot undercut.
 
-    read: float
-    write: float
-
-    def floor(self, read: int, written: int) -> float:
-        """Seconds that reading and writing so many bytes takes at least."""
-        return read / self.read + written / self.write
-
-
-def page_cache_bandwidth(path: Path, scratch: Path, repeats: int = 3) -> Bandwidth:
-    """Best of some passes over a file that fits the page cache.
+    One thread, no imports, no arithmetic. Measured in turn with the programs it feels the same load.
 
     Args:
-        path: File to read.
-        scratch: File to write with as many bytes; removed at the end.
-        repeats: Passes.
+        sources: Files to read.
+        scratch: File to write; removed at the end.
     """
-    size = path.stat().st_size
-    read_cached(path)
-    reading = min(read_cached(path) for _ in range(repeats))
-    writing = min(_write_cached(scratch, size) for _ in range(repeats))
-    return Bandwidth(size / reading, size / writing)
+    began, cpu = time.perf_counter(), time.process_time()
+    for path in sources:
+        read_cached(path)
+    _write_cached(scratch, sources[0].stat().st_size)
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    scratch.unlink()
+    return Figures(wall, cpu, PIECE_BYTES, PIECE_BYTES)
 
 
-def read_cached(path: Path) -> float:
-    """Seconds to read a file once; afterwards it lies in the page cache."""
+def read_cached(path: Path) -> None:
+    """Read a file once; afterwards it lies in the page cache."""
     buffer = bytearray(PIECE_BYTES)
-    began = time.perf_counter()
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
-    return time.perf_counter() - began
 
 
-def _write_cached(path: Path, size: int) -> float:
+def _write_cached(path: Path, size: int) -> None:
     piece = bytes(PIECE_BYTES)
-    began = time.perf_counter()
     with path.open("wb", buffering=0) as file:
         for start in range(0, size, PIECE_BYTES):
             file.write(piece[: size - start])
-    seconds = time.perf_counter() - began
-    path.unlink()
-    return seconds
 
 
 def machine() -> dict[str, str | int | float]:

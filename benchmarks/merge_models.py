@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import oracles
 from benchmarks.inputs import SIZES, Models, make_models
-from benchmarks.measure import Bandwidth, Figures, in_turn, machine, measure, page_cache_bandwidth, read_cached
+from benchmarks.measure import Figures, in_turn, machine, measure, page_cache_floor, read_cached
 from benchmarks.peers import MERGEKIT, MERGEKIT_IMPORTS, MERGEKIT_YAML, peer_environment
 from benchmarks.table import print_table
 
@@ -90,8 +90,6 @@ class Bench:
         self._peer = None
         if not options.no_peer:
             self._peer = peer_environment(self.work / "peer-mergekit", MERGEKIT, MERGEKIT_IMPORTS)
-        weights = self.models.base / "model.safetensors"
-        self.bandwidth: Bandwidth = page_cache_bandwidth(weights, self.work / "bandwidth.tmp")
 
     def imports(self) -> dict[str, Figures]:
         """What each program takes for its imports alone; also compiles them before anything is timed."""
@@ -106,24 +104,19 @@ class Bench:
         """Run one merge by both programs in turn and check what they wrote."""
         row = ROWS[name]
         tuned = self.models.tuned[: row.tuned]
-        read = [*tuned, self.models.base] if row.base else tuned
-        for model in read:
-            read_cached(model / "model.safetensors")
+        read = [m / "model.safetensors" for m in ([*tuned, self.models.base] if row.base else tuned)]
+        for path in read:
+            read_cached(path)
         programs: dict[str, Callable[[], Figures]] = {"ours": partial(self._merge_ours, row, tuned)}
         if self._peer:
             programs["peer"] = partial(self._merge_peer, row, tuned)
-        figures = in_turn(programs, self.runs)
         outputs = {who: self._output(who) for who in programs}
+        programs["floor"] = partial(page_cache_floor, read, self.work / "floor.tmp")
+        figures = in_turn(programs, self.runs)
         agreement = oracles.compare(outputs, self.models.base, tuned, row.oracle)
         for output in outputs.values():
             shutil.rmtree(output)
-        floor = self.bandwidth.floor(len(read) * self.models.nbytes, self.models.nbytes)
-        return {
-            "merge": name,
-            **{who: asdict(one) for who, one in figures.items()},
-            "floor": floor,
-            "agreement": agreement,
-        }
+        return {"merge": name, **{who: asdict(one) for who, one in figures.items()}, "agreement": agreement}
 
     def _output(self, who: str) -> Path:
         return self.work / f"merged-{who}"
@@ -168,7 +161,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "model_bytes": bench.models.nbytes,
         "runs": options.runs,
         "threads": options.threads,
-        "bandwidth": asdict(bench.bandwidth),
         "imports": {who: asdict(one) for who, one in bench.imports().items()},
         "rows": [],
     }

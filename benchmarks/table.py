@@ -13,6 +13,7 @@ COLUMNS = (
     "beyond imports GB",
     "× floor",
     "faster",
+    "less CPU",
     "rms error",
     "rounding alone",
 )
@@ -21,11 +22,10 @@ PROGRAMS = {"ours": "lit-wsl", "peer": "mergekit"}
 
 def print_table(results: dict[str, Any]) -> None:
     """Print the machine in a line, then one line a merge and program."""
-    machine, bandwidth = results["machine"], results["bandwidth"]
+    machine = results["machine"]
     print(
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory'] / 2**30:.0f} GiB, load {machine['load']:.1f} "
         f"to {machine['load_at_the_end']:.1f}; Python {machine['python']}, torch {machine['torch']}; "
-        f"page cache read {bandwidth['read'] / 1e9:.1f}, write {bandwidth['write'] / 1e9:.1f} GB/s; "
         f"{results['size']} models of {results['model_bytes'] / 1e9:.2f} GB; median of {results['runs']}, "
         f"threads: {results['threads']}.\n"
     )
@@ -36,7 +36,7 @@ def print_table(results: dict[str, Any]) -> None:
 
 
 def _imports(who: str, one: dict[str, Any]) -> Sequence[str]:
-    return ["imports alone", PROGRAMS[who], *_measured(one), *["–"] * 5]
+    return ["imports alone", PROGRAMS[who], *_measured(one), *["–"] * 6]
 
 
 def _lines(row: dict[str, Any], imports: dict[str, Any]) -> list[Sequence[str]]:
@@ -45,15 +45,16 @@ def _lines(row: dict[str, Any], imports: dict[str, Any]) -> list[Sequence[str]]:
         if who not in row:
             continue
         one, agreement = row[who], row["agreement"][who]
-        faster = f"{row['peer']['wall'] / one['wall']:.1f}" if "peer" in row else "–"
+        faster, less = (f"{row['peer'][key] / one[key]:.1f}" if "peer" in row else "–" for key in ("wall", "cpu"))
         lines.append(
             [
                 row["merge"],
                 program,
                 *_measured(one),
                 f"{(one['peak_anonymous'] - imports[who]['peak_anonymous']) / 1e9:.2f}",
-                f"{one['wall'] / row['floor']:.1f}",
+                f"{one['wall'] / row['floor']['wall']:.1f}",
                 faster,
+                less,
                 f"{agreement['rms']:.2e}",
                 f"{agreement['expected_rms']:.2e}",
             ]
