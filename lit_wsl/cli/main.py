@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from lit_wsl import __version__
 from lit_wsl.cli.commands import COMMANDS, Command
@@ -20,6 +21,20 @@ TRAINER_COMMANDS = {
     "test": "run the test loop",
     "predict": "run the prediction loop",
 }
+
+
+def entry() -> NoReturn:
+    """Console script: run one command and end the process.
+
+    A process that never imported Lightning has nothing to tear down; leaving at once saves a quarter of a
+    second of torch's clean-up.
+    """
+    code = run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "lightning" not in sys.modules:
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(argv: Sequence[str] | None = None) -> int:

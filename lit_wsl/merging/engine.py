@@ -4,6 +4,7 @@ A block is small enough to stay in cache, so each source is read once and each r
 are cut the same way whatever the machine, so the result does not depend on threads or shards.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from lit_wsl.merging.sources import LowRankVector, TaskVector, TunedVector
 from lit_wsl.tensors.lora import LoraFactors
 
 BLOCK_ENTRIES = 1 << 17
+NEGLIGIBLE = 1e-12
+"""A share of the base below this is rounding of coefficients that sum to one."""
 
 
 class ParameterMerger:
@@ -38,6 +41,8 @@ class ParameterMerger:
         against = self._base if plan.subtract_base else None
         self._vectors: list[TaskVector] = [source.task_vector(name, against) for source in plan.sources]
         self._entries = plan.merged[name].numel
+        self._grain = max(vector.granularity for vector in self._vectors)
+        self._step = max(1, min(self._entries, max(1, BLOCK_ENTRIES // self._grain) * self._grain))
         scan = self._method.scan_tensor(len(self._vectors))
         self._statistics = _run(scan, lambda: [self]) if scan else statistics
 
@@ -53,80 +58,81 @@ class ParameterMerger:
         return [vector.factors for vector in self._vectors if isinstance(vector, LowRankVector)]
 
     def deltas(self) -> Iterator[tuple[int, Tensor]]:
-        """The merged update: (first entry, float32 block) pairs in order."""
+        """The merged update: (first entry, float32 block) pairs in order; a block lives until the next."""
         return self._checked(self._linear(add_base=False) if self._is_linear() else self._general(add_base=False))
 
     def values(self) -> Iterator[tuple[int, Tensor]]:
-        """Base plus the merged update: (first entry, float32 block) pairs in order."""
+        """Base plus the merged update: (first entry, float32 block) pairs in order; a block lives until the next."""
         return self._checked(self._linear(add_base=True) if self._is_linear() else self._general(add_base=True))
 
-    def stacks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """The task vectors: (start, stop, block of shape ``(T, stop - start)``) in order."""
+    def stacks(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """The task vectors: (first entry, block of shape ``(T, n)``, the base's block) in order.
+
+        The blocks are scratch space, filled anew for each.
+        """
+        stack = torch.empty(len(self._vectors), self._step)
+        wide = torch.empty(self._step)
         for start, stop in self._ranges():
-            yield start, stop, torch.stack([vector.block(start, stop) for vector in self._vectors])
+            block, stored = stack[:, : stop - start], self._base_block(start, stop)
+            base = None if stored is None else wide[: stop - start].copy_(stored)
+            for vector, row in zip(self._vectors, block, strict=True):
+                vector.fill(row, start, base)
+            yield start, block, base
+
+    def collect(self, blocks: Iterator[tuple[int, Tensor]], dtype: torch.dtype) -> Tensor:
+        """The blocks of :meth:`deltas` or :meth:`values` as one tensor in the parameter's shape."""
+        whole = torch.empty(self._entries, dtype=dtype)
+        for start, block in blocks:
+            whole[start : start + block.numel()] = block
+        return whole.view(self._plan.merged[self.name].shape)
 
     def _is_linear(self) -> bool:
         return isinstance(self._method, LinearMethod)
 
     def _ranges(self) -> Iterator[tuple[int, int]]:
-        grain = max(vector.granularity for vector in self._vectors)
-        step = max(1, BLOCK_ENTRIES // grain) * grain
-        for start in range(0, self._entries, step):
-            yield start, min(start + step, self._entries)
+        for start in range(0, self._entries, self._step):
+            yield start, min(start + self._step, self._entries)
 
     def _base_block(self, start: int, stop: int) -> Tensor | None:
         return None if self._base is None else self._base.reshape(-1)[start:stop]
 
     def _general(self, *, add_base: bool) -> Iterator[tuple[int, Tensor]]:
-        for start, stop, stack in self.stacks():
-            stored = self._base_block(start, stop)
-            base = None if stored is None else stored.float()
+        for start, stack, base in self.stacks():
             delta = self._method.merge(stack, base, MergeContext(self.name, start, self._statistics))
-            yield start, delta if not add_base or base is None else base + delta
+            yield start, delta if not add_base or base is None else base.add_(delta)
 
     def _linear(self, *, add_base: bool) -> Iterator[tuple[int, Tensor]]:
         """Weighted sum without the detour over differences: ``(1 - sum c) base + sum c tuned + factors``."""
         assert isinstance(self._method, LinearMethod)
-        coefficients = self._method.coefficients(len(self._vectors)).tolist()
+        pairs = list(zip(self._method.coefficients(len(self._vectors)).tolist(), self._vectors, strict=True))
         terms = self.low_rank_terms()
         if terms is None:
-            pairs = zip(coefficients, self._vectors, strict=True)
             terms = [v.factors.scaled(c) for c, v in pairs if isinstance(v, LowRankVector)]
-        dense = [(c, v) for c, v in zip(coefficients, self._vectors, strict=True) if not isinstance(v, LowRankVector)]
-        against_base = sum(c for c, v in dense if isinstance(v, TunedVector)) if self._plan.subtract_base else 0.0
-        base_share = float(add_base and self._plan.subtract_base) - against_base
         left, right = _stacked(terms)
+        tuned = [(c, v.tuned) for c, v in pairs if isinstance(v, TunedVector)]
+        deltas = [(c, v) for c, v in pairs if not isinstance(v, LowRankVector | TunedVector)]
+        base_share = float(add_base) - sum(c for c, _ in tuned) if self._plan.subtract_base else 0.0
+        total, scratch = torch.empty(self._step), torch.empty(self._step if deltas else 0)
         for start, stop in self._ranges():
-            yield start, self._weighted_sum(start, stop, base_share, dense, left, right)
-
-    def _weighted_sum(
-        self,
-        start: int,
-        stop: int,
-        base_share: float,
-        dense: list[tuple[float, TaskVector]],
-        left: Tensor | None,
-        right: Tensor | None,
-    ) -> Tensor:
-        total = torch.zeros(stop - start)
-        stored = self._base_block(start, stop)
-        if stored is not None and abs(base_share) > 1e-12:
-            total.copy_(stored)
-            if base_share != 1.0:
-                total.mul_(base_share)
-        for coefficient, vector in dense:
-            entries = vector.tuned[start:stop] if isinstance(vector, TunedVector) else vector.block(start, stop)
-            total.add_(entries, alpha=coefficient)
-        if left is not None and right is not None:
-            width = right.shape[1]
-            total.view(-1, width).addmm_(left[start // width : stop // width], right)
-        return total
+            block = total[: stop - start]
+            stored = self._base_block(start, stop)
+            parts = [(c, entries[start:stop]) for c, entries in tuned]
+            if stored is not None and abs(base_share) > NEGLIGIBLE:
+                parts.insert(0, (base_share, stored))
+            _weighted_sum(block, parts)
+            for coefficient, vector in deltas:
+                vector.fill(scratch[: stop - start], start, None)
+                block.add_(scratch[: stop - start], alpha=coefficient)
+            if left is not None and right is not None:
+                rows = slice(start // self._grain, stop // self._grain)
+                block.view(-1, self._grain).addmm_(left[rows], right)
+            yield start, block
 
     def _checked(self, blocks: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Pass blocks on, and stop at the first that is not finite, naming who brought it in."""
         for start, block in blocks:
             # One sum is far cheaper than a test of every entry, and a NaN or inf cannot hide in it.
-            if not torch.isfinite(block.sum()) and not torch.isfinite(block).all():
+            if not math.isfinite(block.sum().item()) and not torch.isfinite(block).all():
                 raise MergeError(self._blame(start, start + block.numel()))
             yield start, block
 
@@ -134,10 +140,26 @@ class ParameterMerger:
         stored = self._base_block(start, stop)
         if stored is not None and not torch.isfinite(stored).all():
             return f"The base has NaN or infinite entries in {self.name!r}; it is damaged."
+        base = None if stored is None or not self._plan.subtract_base else stored.float()
         for source, vector in zip(self._plan.sources, self._vectors, strict=True):
-            if not torch.isfinite(vector.block(start, stop)).all():
+            entries = torch.empty(stop - start)
+            vector.fill(entries, start, base)
+            if not torch.isfinite(entries).all():
                 return f"{source.where} has NaN or infinite entries in {self.name!r}; leave this source out."
         return f"Merging {self.name!r} overflows float32; use smaller coefficients."
+
+
+def _weighted_sum(out: Tensor, parts: list[tuple[float, Tensor]]) -> None:
+    """Write the sum of coefficient times entries into a float32 block, rounding nothing in between."""
+    if not parts:
+        out.zero_()
+        return
+    (first, entries), *others = parts
+    out.copy_(entries)
+    if first != 1.0:
+        out.mul_(first)
+    for coefficient, entries in others:
+        out.add_(entries, alpha=coefficient)
 
 
 def _stacked(terms: list[LoraFactors]) -> tuple[Tensor | None, Tensor | None]:
@@ -179,7 +201,7 @@ def _run(scan: Scan, parameters: Any) -> Any:
     """Feed every block of every parameter to a scan until it has seen enough."""
     while True:
         for parameter in parameters():
-            for _, _, stack in parameter.stacks():
+            for _, stack, _ in parameter.stacks():
                 scan.update(stack)
         if scan.end_pass():
             return scan.result()

@@ -100,11 +100,8 @@ def merge_state_dict(spec: MergeSpec | None = None, **fields: Any) -> dict[str, 
 
 
 def _merged_in_memory(plan: MergePlan, name: str, statistics: Any) -> Tensor:
-    info = plan.merged[name]
-    merged = torch.empty(info.numel, dtype=info.dtype)
-    for start, block in ParameterMerger(plan, name, statistics).values():
-        merged[start : start + block.numel()] = block
-    return merged.view(info.shape)
+    parameter = ParameterMerger(plan, name, statistics)
+    return parameter.collect(parameter.values(), plan.merged[name].dtype)
 
 
 def merge_tensors(method: str, task_vectors: Tensor, base: Tensor | None = None, **params: Any) -> Tensor:

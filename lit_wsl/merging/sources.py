@@ -21,8 +21,14 @@ class TaskVector(ABC):
     """Blocks must start and stop at multiples of this many entries."""
 
     @abstractmethod
-    def block(self, start: int, stop: int) -> Tensor:
-        """Entries ``[start, stop)`` of the flattened update, float32."""
+    def fill(self, out: Tensor, start: int, base: Tensor | None) -> None:
+        """Write entries of the flattened update, from ``start`` on, into a float32 block.
+
+        Args:
+            out: Block to fill, shape ``(n,)``.
+            start: Index of its first entry.
+            base: The same entries of the base in float32, or None without a base.
+        """
 
 
 class LowRankVector(TaskVector):
@@ -33,23 +39,29 @@ class LowRankVector(TaskVector):
         self._left, self._right = factors.stored_factors()
         self.granularity = self._right.shape[1]
 
-    def block(self, start: int, stop: int) -> Tensor:
-        """Entries of whole rows, multiplied out."""
-        width = self.granularity
-        return (self._left[start // width : stop // width] @ self._right).flatten()
+    def fill(self, out: Tensor, start: int, base: Tensor | None) -> None:
+        """Multiply out whole rows."""
+        first = start // self.granularity
+        rows = out.view(-1, self.granularity)
+        torch.mm(self._left[first : first + len(rows)], self._right, out=rows)
 
 
 class TunedVector(TaskVector):
     """A fine-tuned parameter minus the base's."""
 
-    def __init__(self, tuned: Tensor, base: Tensor) -> None:
-        self.tuned, self._base = tuned.reshape(-1), base.reshape(-1)
+    def __init__(self, tuned: Tensor, base: Tensor | None) -> None:
+        self.tuned = tuned.reshape(-1)
+        self._base = None if base is None else base.reshape(-1)
 
-    def block(self, start: int, stop: int) -> Tensor:
-        """Difference of the entries, computed in float32 or wider."""
-        tuned = self.tuned[start:stop]
-        wide = tuned if tuned.dtype == torch.float64 else tuned.float()
-        return (wide - self._base[start:stop]).float()
+    def fill(self, out: Tensor, start: int, base: Tensor | None) -> None:
+        """Subtract in float32, or in float64 where the tuned parameter has it."""
+        tuned = self.tuned[start : start + len(out)]
+        if self._base is None or base is None:
+            out.copy_(tuned)
+        elif tuned.dtype == torch.float64:
+            out.copy_(tuned - self._base[start : start + len(out)])
+        else:
+            out.copy_(tuned).sub_(base)
 
 
 class DenseVector(TaskVector):
@@ -58,9 +70,9 @@ class DenseVector(TaskVector):
     def __init__(self, delta: Tensor) -> None:
         self._delta = delta.reshape(-1)
 
-    def block(self, start: int, stop: int) -> Tensor:
-        """The entries, in float32."""
-        return self._delta[start:stop].float()
+    def fill(self, out: Tensor, start: int, base: Tensor | None) -> None:
+        """Copy the entries."""
+        out.copy_(self._delta[start : start + len(out)])
 
 
 class TaskVectorSource(ABC):
@@ -186,9 +198,8 @@ class ModelSource(TaskVectorSource):
         self.shapes = {key: info.shape for key, info in infos.items() if is_mergeable(info.dtype)}
 
     def task_vector(self, name: str, base: Tensor | None) -> TaskVector:
-        """Fine-tuned minus base, block by block (minus zero when there is no base)."""
-        tuned = self._reader.read(name)
-        return TunedVector(tuned, torch.zeros(1).expand(tuned.numel()) if base is None else base)
+        """Fine-tuned minus base, block by block (the parameter itself when there is no base)."""
+        return TunedVector(self._reader.read(name), base)
 
     def files(self) -> list[Path]:
         """The weight files."""

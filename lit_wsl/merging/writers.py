@@ -70,8 +70,11 @@ class _StreamWriter(Writer):
     def _stream(self, parameter: ParameterMerger, blocks: Any) -> None:
         name = parameter.name
         dtype = self._files.infos[name].dtype
+        scratch = torch.empty(0, dtype=dtype)
         for start, block in blocks:
-            stored = block.to(dtype)
+            if block.numel() > scratch.numel():  # the first block is the longest
+                scratch = torch.empty(block.numel(), dtype=dtype)
+            stored = scratch[: block.numel()].copy_(block)
             if dtype == torch.float16 and not torch.isfinite(stored).all():
                 raise MergeError(f"Merged entries of {name!r} do not fit float16; pass `--dtype bfloat16` or float32.")
             self._files.write(name, stored, start)
@@ -173,7 +176,7 @@ class AdapterWriter(Writer):
         self._updates[name] = (factors, name in self._embeddings)
 
     def _factorise(self, parameter: ParameterMerger, shape: tuple[int, ...]) -> tuple[LoraFactors, float]:
-        delta = torch.cat([block for _, block in parameter.deltas()]).view(shape)
+        delta = parameter.collect(parameter.deltas(), torch.float32)
         factors = parameter.factors()
         rank = self.plan.spec.rank or sum(f.rank for f in factors) or None
         transposed = any(f.transposed for f in factors)

@@ -30,9 +30,12 @@ def disjoint_mean(task_vectors: Tensor, sign: Tensor) -> Tensor:
     Reference:
         TIES, https://arxiv.org/abs/2306.01708, section 3, step 3.
     """
-    agrees = task_vectors * sign > 0
-    count = agrees.sum(0, dtype=task_vectors.dtype).clamp_(min=1)
-    return (task_vectors * agrees).sum(0).div_(count)
+    total, count, agreeing = torch.zeros_like(sign), torch.zeros_like(sign), torch.empty_like(sign)
+    for task_vector in task_vectors:
+        torch.mul(task_vector, sign, out=agreeing).clamp_(min=0)  # the magnitude where the signs agree, else 0
+        total.add_(agreeing)
+        count.add_(agreeing.sign_())
+    return total.div_(count.clamp_(min=1)).mul_(sign)
 
 
 def sign_conflicts(task_vectors: Tensor) -> tuple[int, int]:

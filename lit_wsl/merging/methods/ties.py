@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import MergeContext, MergeMethod, Scan, register
 from lit_wsl.tensors.consensus import disjoint_mean, elect_sign
-from lit_wsl.tensors.sparsify import MagnitudeSelector
+from lit_wsl.tensors.sparsify import MagnitudeSelector, keep_above
 
 
 class _TrimScan(Scan):
@@ -29,9 +29,9 @@ class _TrimScan(Scan):
         known = [s.threshold is not None or s.end_pass() for s in self._selectors]  # every selector must close
         return all(known)
 
-    def result(self) -> Tensor:
-        """Thresholds, shape ``(T, 1)``, float32."""
-        return torch.tensor([[s.threshold] for s in self._selectors], dtype=torch.float32)
+    def result(self) -> list[float | None]:
+        """One threshold per task vector."""
+        return [selector.threshold for selector in self._selectors]
 
 
 @register("ties")
@@ -71,6 +71,6 @@ class Ties(MergeMethod):
 
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Disjoint mean of the trimmed task vectors, times lambda."""
-        magnitudes = stack.abs().float()  # the thresholds are float32, so a float64 entry must round as they did
-        trimmed = stack * (magnitudes >= context.statistics.to(stack.device))
+        pairs = zip(stack, context.statistics, strict=True)
+        trimmed = torch.stack([keep_above(task_vector, threshold) for task_vector, threshold in pairs])
         return disjoint_mean(trimmed, elect_sign(trimmed)).mul_(self.lam)
