@@ -14,3 +14,19 @@ import torch
 def _pinned_seed():
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def bert_dir(tmp_path_factory):
+    """A tiny BERT with its tokenizer."""
+    from tests.tiny_bert import write_tiny_bert  # not every test needs transformers
+
+    return write_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def opinions(tmp_path_factory):
+    """A tiny task with two classes."""
+    from tests.tiny_bert import write_opinions
+
+    return write_opinions(tmp_path_factory.mktemp("opinions"))

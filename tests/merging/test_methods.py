@@ -294,6 +294,20 @@ def test_block_size_changes_no_bit(tmp_path, monkeypatch, name):
         assert all(torch.equal(t, whole[n]) for n, t in merge_state_dict(**fields).items())
 
 
+@pytest.mark.parametrize("entries", [1, 5, 40])
+def test_blocks_of_adapters_hold_whole_rows(adapters, monkeypatch, tmp_path, entries):
+    """A row is the least that two factors give; blocks of any wish are rounded to whole rows."""
+    for name in METHOD_NAMES:
+        fields = {"adapters": adapters[:2], "method": name, "method_params": PARAMS.get(name, {})}
+        merge(**fields, output_format="delta", output=str(tmp_path / f"{name}-whole"))
+        monkeypatch.setattr("lit_wsl.merging.engine.BLOCK_ENTRIES", entries)
+        merge(**fields, output_format="delta", output=str(tmp_path / f"{name}-cut"))
+        monkeypatch.undo()
+        whole, cut = (read_all(tmp_path / f"{name}-{kind}") for kind in ("whole", "cut"))
+        for key in whole:
+            torch.testing.assert_close(cut[key], whole[key], rtol=1e-5, atol=1e-6)
+
+
 def test_block_size_changes_no_bit_of_one_parameter(monkeypatch):
     stack = torch.randn(3, 40)
     for name in METHOD_NAMES:

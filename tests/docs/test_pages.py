@@ -1,0 +1,46 @@
+"""The documentation says what the code does."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from lit_wsl.cli.commands import COMMANDS
+from lit_wsl.cli.main import TRAINER_COMMANDS
+from lit_wsl.merging.method import all_methods
+
+ROOT = Path(__file__).parents[2]
+
+
+def hooks():
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_method_page_lists_every_registered_method_with_its_defaults():
+    page = hooks().on_page_markdown((ROOT / "docs/methods.md").read_text())
+    for name, cls in all_methods().items():
+        row = next(line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)
+        for parameter, value in cls().params().items():
+            assert f"`{parameter}` = {value}" in row
+
+
+def test_start_page_is_readme_with_working_links():
+    page = hooks().on_page_markdown((ROOT / "docs/index.md").read_text())
+    assert "make demo" in page
+    for target in re.findall(r"\]\(([^)]+\.md)\)", page):
+        assert (ROOT / "docs" / target).exists(), target
+
+
+def test_commands_in_the_pages_exist():
+    known = {*COMMANDS, *TRAINER_COMMANDS}
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for words in re.findall(r"^lit-wsl ([a-z]+(?: [a-z]+)?)", page.read_text(), re.MULTILINE):
+            assert words in known or words.split()[0] in known, (page.name, words)
+
+
+def test_python_blocks_compile():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            compile(block, str(page), "exec")

@@ -1,0 +1,66 @@
+import lightning
+import pytest
+import torch
+
+from lit_wsl.errors import CheckpointError
+from lit_wsl.evaluation import EncoderEvaluator, Task
+from lit_wsl.merging import merge_state_dict
+from lit_wsl.models.lora import LoraSpec
+from lit_wsl.training.classification import SequenceClassificationModule
+from lit_wsl.training.text import TextClassificationData
+
+
+@pytest.fixture(scope="session")
+def bert(bert_dir):
+    return str(bert_dir)
+
+
+@pytest.fixture(scope="module")
+def trained(bert, opinions, tmp_path_factory):
+    """A LoRA trained on the opinions: the module, its data, its adapter directory."""
+    torch.manual_seed(0)
+    data = TextClassificationData(bert, task=str(opinions), batch_size=8)
+    spec = LoraSpec(rank=4, alpha=8)
+    module = SequenceClassificationModule(
+        bert, spec, labels=data.labels, prompts=data.prompts, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2)
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=6, enable_model_summary=False, **quiet)
+    trainer.fit(module, data)
+    directory = tmp_path_factory.mktemp("adapter") / "opinions"
+    module.save_adapter(directory)
+    return module, data, trainer, str(directory)
+
+
+def evaluator(bert, opinions, **settings):
+    task = Task("opinions", TextClassificationData(bert, task=str(opinions), batch_size=16), **settings)
+    return EncoderEvaluator(bert, [task]), task
+
+
+@pytest.mark.parametrize(("metric", "logged"), [("accuracy", "acc"), ("macro_f1", "f1")])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_merged_adapter_scores_what_the_trainer_logs(bert, opinions, trained, metric, logged, split):
+    module, data, trainer, adapter = trained
+    measuring, _ = evaluator(bert, opinions, metric=metric)
+    merged = merge_state_dict(adapters=[adapter], base=bert, method="uniform_delta")
+    run = trainer.validate if split == "validation" else trainer.test
+    expected = run(module, data, verbose=False)[0][f"{'val' if split == 'validation' else 'test'}/{logged}"]
+    assert measuring.evaluate(merged, split)["opinions"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_base_is_restored_between_evaluations(bert, opinions, trained):
+    measuring, task = evaluator(bert, opinions)
+    before = measuring.evaluate(None, "test")
+    tuned = measuring.evaluate(merge_state_dict(adapters=[trained[3]], base=bert), "test")
+    assert tuned["opinions"] > before["opinions"]
+    assert measuring.evaluate(None, "test") == before
+    assert measuring.evaluate_task(task, None, "test") == before["opinions"]
+
+
+def test_incomplete_state_is_refused(bert, opinions):
+    measuring, _ = evaluator(bert, opinions)
+    state = merge_state_dict(models=[bert], base=bert)
+    lost = "encoder.layer.0.attention.self.query.weight"
+    del state[lost]
+    with pytest.raises(CheckpointError, match=lost):
+        measuring.evaluate(state, "test")

@@ -1,0 +1,54 @@
+"""Publishing a directory leaves alone what is not ours."""
+
+import pytest
+
+from lit_wsl.errors import CheckpointError
+from lit_wsl.state import published_directory
+
+
+def write(target, text, **settings):
+    with published_directory(target, **settings) as directory:
+        (directory / "content").write_text(text)
+
+
+def test_published_directory_appears_whole_and_replaces_its_own_kind(tmp_path):
+    write(tmp_path / "out", "first")
+    write(tmp_path / "out", "second", overwrite=True)
+    assert (tmp_path / "out/content").read_text() == "second"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_an_error_keeps_the_earlier_output(tmp_path):
+    write(tmp_path / "out", "first")
+    with pytest.raises(RuntimeError), published_directory(tmp_path / "out", overwrite=True) as directory:
+        (directory / "content").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "out/content").read_text() == "first"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def test_partial_work_of_the_same_fingerprint_is_taken_up(tmp_path):
+    with pytest.raises(KeyboardInterrupt), published_directory(tmp_path / "out", fingerprint="a") as directory:
+        (directory / "half").write_text("done")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), published_directory(tmp_path / "out", fingerprint="a") as directory:
+        assert (directory / "half").read_text() == "done"
+        raise KeyboardInterrupt
+    with published_directory(tmp_path / "out", fingerprint="b") as directory:
+        assert not (directory / "half").exists()
+
+
+@pytest.mark.parametrize("suffix", [".partial", ".replaced"])
+def test_a_stranger_under_a_working_name_survives(tmp_path, suffix):
+    stranger = tmp_path / f"out{suffix}"
+    stranger.mkdir()
+    (stranger / "thesis.txt").write_text("years of work")
+    if suffix == ".partial":
+        with pytest.raises(CheckpointError, match="in the way"):
+            write(tmp_path / "out", "first")
+    else:
+        write(tmp_path / "out", "first")
+        with pytest.raises(CheckpointError):
+            write(tmp_path / "out", "second", overwrite=True)
+        assert (tmp_path / "out/content").read_text() == "first"
+    assert (stranger / "thesis.txt").read_text() == "years of work"
