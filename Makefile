@@ -21,8 +21,8 @@ test: install
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: install
-	$(BIN)/ruff check lit_wsl tests benchmarks
-	$(BIN)/ruff format --check lit_wsl tests benchmarks
+	$(BIN)/ruff check lit_wsl tests benchmarks docs
+	$(BIN)/ruff format --check lit_wsl tests benchmarks docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
