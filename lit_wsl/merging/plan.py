@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import lit_wsl
 from lit_wsl.errors import MergeError
 from lit_wsl.merging.method import MergeMethod, build_method
 from lit_wsl.merging.sources import AdapterSource, ModelSource, TaskVectorSource
@@ -51,7 +52,7 @@ class MergePlan:
         readers = [s.files() for s in self.sources] + [self.base.files() if self.base else []]
         stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for files in readers for p in files]
         spec = {k: v for k, v in self.spec.to_dict().items() if k not in ("output", "overwrite", "threads")}
-        return hashlib.sha256(json.dumps([spec, stats], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([lit_wsl.__version__, spec, stats], sort_keys=True).encode()).hexdigest()
 
 
 def make_plan(spec: MergeSpec) -> MergePlan:
@@ -70,7 +71,8 @@ def make_plan(spec: MergeSpec) -> MergePlan:
     names = source_names([*spec.adapters, *spec.models])
     adapters = [AdapterSource(a, n, base, resolver) for a, n in zip(spec.adapters, names, strict=False)]
     models = [
-        ModelSource(open_state(model_path(m)), n) for m, n in zip(spec.models, names[len(adapters) :], strict=True)
+        ModelSource(open_state(model_path(m)), n, resolver)
+        for m, n in zip(spec.models, names[len(adapters) :], strict=True)
     ]
     if spec.check_bases:
         _check_one_base(adapters)

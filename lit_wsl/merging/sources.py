@@ -189,17 +189,31 @@ class AdapterSource(TaskVectorSource):
 
 
 class ModelSource(TaskVectorSource):
-    """A full fine-tuned model; its task vector is the difference to the base."""
+    """A full fine-tuned model; its task vector is the difference to the base.
 
-    def __init__(self, reader: StateReader, name: str) -> None:
+    Names are matched like an adapter's, so a classifier saved as ``bert.encoder…`` finds a base of ``encoder…``.
+
+    Raises:
+        MergeError: If two of its parameters stand for one of the base's.
+    """
+
+    def __init__(self, reader: StateReader, name: str, resolver: NameResolver | None = None) -> None:
         self.name, self.where = name, reader.where
         self._reader = reader
-        infos = {key: reader.info(key) for key in reader.keys()}
-        self.shapes = {key: info.shape for key, info in infos.items() if is_mergeable(info.dtype)}
+        self._own: dict[str, str] = {}
+        for own in reader.keys():
+            if is_mergeable(reader.info(own).dtype):
+                self._place(own, (resolver.resolve(own) if resolver else None) or own)
+        self.shapes = {found: reader.info(own).shape for found, own in self._own.items()}
+
+    def _place(self, own: str, found: str) -> None:
+        if found in self._own:
+            raise MergeError(f"{self.where}: {own!r} and {self._own[found]!r} both stand for {found!r} of the base.")
+        self._own[found] = own
 
     def task_vector(self, name: str, base: Tensor | None) -> TaskVector:
         """Fine-tuned minus base, block by block (the parameter itself when there is no base)."""
-        return TunedVector(self._reader.read(name), base)
+        return TunedVector(self._reader.read(self._own[name]), base)
 
     def files(self) -> list[Path]:
         """The weight files."""

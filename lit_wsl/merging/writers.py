@@ -13,7 +13,7 @@ from lit_wsl.merging.engine import ParameterMerger
 from lit_wsl.merging.plan import MergePlan
 from lit_wsl.merging.sources import AdapterSource
 from lit_wsl.state.adapters import write_adapter
-from lit_wsl.state.dtypes import float_dtype
+from lit_wsl.state.dtypes import float_dtype, is_mergeable
 from lit_wsl.state.formats import carry_files
 from lit_wsl.state.locate import model_path
 from lit_wsl.state.reader import TensorInfo
@@ -100,18 +100,18 @@ class ModelWriter(_StreamWriter):
         infos = {name: plan.base.info(name) for name in plan.base.keys()}
         if dtype == "auto":
             return infos
-        return {n: TensorInfo(i.shape, float_dtype(dtype)) if n in plan.merged else i for n, i in infos.items()}
+        return {n: TensorInfo(i.shape, float_dtype(dtype)) if is_mergeable(i.dtype) else i for n, i in infos.items()}
 
     def merge(self, parameter: ParameterMerger) -> None:
         """Write base plus update."""
         self._stream(parameter, parameter.values())
 
     def copy(self, name: str, tensor: Tensor) -> None:
-        """Write the base's bytes, in pieces."""
-        flat = tensor.reshape(-1)
-        step = COPY_BYTES // tensor.dtype.itemsize
+        """Write the base's entries in pieces: its bytes, unless another dtype is asked for."""
+        flat, dtype = tensor.reshape(-1), self._files.infos[name].dtype
+        step = COPY_BYTES // dtype.itemsize
         for start in range(0, flat.numel(), step):
-            self._files.write(name, flat[start : start + step], start)
+            self._files.write(name, flat[start : start + step].to(dtype), start)
         self._files.finish(name)
 
     def close(self) -> None:

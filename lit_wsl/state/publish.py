@@ -135,6 +135,11 @@ def _swap(scratch: Path, target: Path, replaced: Path) -> None:
         if (replaced / MARKER).exists():
             shutil.rmtree(replaced)
         target.rename(replaced)
-    scratch.rename(target)
+    try:
+        scratch.rename(target)
+    except OSError:
+        if earlier:
+            replaced.rename(target)
+        raise
     if earlier:
         shutil.rmtree(replaced, ignore_errors=True)
