@@ -30,7 +30,6 @@ from lit_wsl.evaluation.scores import BASE, INDIVIDUAL
 from lit_wsl.merging.plan import make_plan
 from lit_wsl.merging.run import merge, merge_state_dict
 from lit_wsl.merging.spec import MergeSpec
-from lit_wsl.state.locate import model_dir
 from lit_wsl.training.tasks import SPLITS, prepare_tasks
 from lit_wsl.training.text import TextClassificationData
 
@@ -125,7 +124,7 @@ class Demo:
         for params in grid:
             yield MergeSpec(
                 adapters=adapters,
-                base=str(model_dir(self.base)),
+                base=self.base,
                 method=method,
                 method_params=params,
                 output_format="model",

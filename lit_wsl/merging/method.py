@@ -55,6 +55,8 @@ class MergeMethod(ABC):
     name: ClassVar[str] = ""
     needs_base: ClassVar[bool] = True
     """Full models need a base to subtract; false where the base cancels out."""
+    caution: ClassVar[str] = ""
+    """What a user who merges several adapters with this method should know."""
 
     @abstractmethod
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
@@ -91,7 +93,7 @@ class LinearMethod(MergeMethod):
 
     @abstractmethod
     def coefficients(self, sources: int) -> Tensor:
-        """One coefficient per source, shape ``(T,)``, float32."""
+        """One coefficient per source, shape ``(T,)``, float64."""
 
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """The combination of the task vectors, shape ``(n,)``."""

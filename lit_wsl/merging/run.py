@@ -67,7 +67,7 @@ def merge(spec: MergeSpec | None = None, *, progress: Progress | None = None, **
     target = Path(spec.output)
     check_target(target, overwrite=spec.overwrite)
     plan = make_plan(spec)
-    _report_skipped(plan)
+    _tell_what_to_know(plan)
     with published_directory(target, overwrite=spec.overwrite, fingerprint=plan.fingerprint()) as directory:
         writer = WRITERS[spec.format](plan, directory)
         try:
@@ -174,7 +174,10 @@ def _write_one(plan: MergePlan, writer: Writer, name: str, statistics: Any) -> N
         writer.copy(name, plan.base.read(name))
 
 
-def _report_skipped(plan: MergePlan) -> None:
+def _tell_what_to_know(plan: MergePlan) -> None:
+    """Warn of parameters left out and of a method's peculiarity."""
+    if plan.method.caution and len(plan.spec.adapters) > 1:
+        logger.warning(plan.method.caution)
     if plan.skipped:
         name, reason = next(iter(plan.skipped.items()))
         logger.warning("%d parameters are not merged, first %s (%s).", len(plan.skipped), name, reason)

@@ -478,3 +478,20 @@ def test_fields_outside_their_choices_are_refused(fields):
 
     with pytest.raises(ConfigError, match=next(iter(fields))):
         MergeSpec(**{"adapters": ["x"], "base": "y", **fields})
+
+
+def test_uniform_warns_that_it_is_no_mean_of_updates(adapters, tmp_path, caplog):
+    """A2.1"""
+    merge(adapters=adapters[:2], method="uniform", output=str(tmp_path / "out"))
+    assert "not the mean of the updates" in caplog.text
+    caplog.clear()
+    merge(adapters=adapters[:2], method="uniform_delta", output=str(tmp_path / "exact"))
+    assert "mean of the updates" not in caplog.text
+
+
+def test_a_mean_of_models_is_the_same_with_and_without_the_base(tmp_path):
+    """Coefficients that sum to one leave no trace of the base, not even rounding."""
+    base, *tuned = random_states(tmp_path, 3)
+    merge(models=tuned, method="uniform_delta", output=str(tmp_path / "without"))
+    merge(models=tuned, base=base, method="uniform_delta", output=str(tmp_path / "with"))
+    assert model_bytes(tmp_path / "with") == model_bytes(tmp_path / "without")

@@ -25,4 +25,4 @@ class TaskArithmetic(LinearMethod):
 
     def coefficients(self, sources: int) -> Tensor:
         """``scale`` each."""
-        return torch.full((sources,), self.scale)
+        return torch.full((sources,), self.scale, dtype=torch.float64)

@@ -23,10 +23,13 @@ class Uniform(LinearMethod):
     """
 
     needs_base: ClassVar[bool] = False
+    caution: ClassVar[str] = (
+        "`uniform` averages A and B separately, which is not the mean of the updates; `uniform_delta` is."
+    )
 
     def coefficients(self, sources: int) -> Tensor:
         """``1 / T`` each; used for dense sources."""
-        return torch.full((sources,), 1.0 / sources)
+        return torch.full((sources,), 1.0 / sources, dtype=torch.float64)
 
     def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors]:
         """One pair of averaged factors with the first source's scale.

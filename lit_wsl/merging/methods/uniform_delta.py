@@ -24,4 +24,4 @@ class UniformDelta(LinearMethod):
 
     def coefficients(self, sources: int) -> Tensor:
         """``1 / T`` each."""
-        return torch.full((sources,), 1.0 / sources)
+        return torch.full((sources,), 1.0 / sources, dtype=torch.float64)
