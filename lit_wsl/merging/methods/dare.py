@@ -17,8 +17,10 @@ class Dare(MergeMethod):
     r"""Drops each entry with probability drop_rate, divides the rest by the keep probability, averages.
 
     The mask of an entry depends on the seed, the place of its source in the list, the parameter's name and the
-    entry's index alone: sharding, threads and block sizes change nothing. mergekit rescales by the L1 norm
-    instead in its ``della`` family; PEFT and the authors rescale by 1 / (1 - p) as here.
+    entry's index alone: sharding, threads and block sizes change nothing.
+
+    Variants: the authors and PEFT rescale by 1 / (1 - p) as here; mergekit rescales so that the L1 norm of each
+    tensor stays what it was.
 
     Reference:
         DARE, https://arxiv.org/abs/2311.03099, section 3.2, with uniform averaging of the sparse task vectors.
