@@ -22,7 +22,7 @@ import lit_wsl
 from lit_wsl.cli.finished import FinishedParts
 from lit_wsl.cli.progress import progress_bar
 from lit_wsl.cli.resources import config_file
-from lit_wsl.errors import LitWslError
+from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.evaluation import EncoderEvaluator, ScoreTable, Task
 from lit_wsl.evaluation.encoder import Split
 from lit_wsl.evaluation.report import score_table, write_report
@@ -60,6 +60,7 @@ class Demo:
     """Runs the parts in order and remembers what is finished."""
 
     def __init__(self, settings: DemoSettings) -> None:
+        _check(settings)
         self.settings = settings
         self.output = settings.output
         self.base: str = _read_yaml(config_file(CONFIG))["model"]["init_args"]["model"]
@@ -101,6 +102,7 @@ class Demo:
         overlay.parent.mkdir(parents=True, exist_ok=True)
         overlay.write_text(yaml.safe_dump(overrides, sort_keys=False))
         began = time.monotonic()
+        self._memory.put(f"adapter {task}", None)  # from here on, what lies there is not what is remembered
         _fit(config_file(CONFIG), overlay)
         logger.info("  %s: trained in %.0f s.", task, time.monotonic() - began)
         self._memory.put(f"adapter {task}", key)
@@ -114,7 +116,7 @@ class Demo:
             if callback["class_path"].endswith("SaveAdapter"):
                 callback["init_args"]["directory"] = str(directory)
         data: dict[str, Any] = {"task": task}
-        if self.settings.limit_train:
+        if self.settings.limit_train is not None:
             data["limit_train"] = self.settings.limit_train
         trainer = {"callbacks": callbacks, "default_root_dir": str(self.output / "runs" / task)}
         return {"data": {"init_args": data}, "trainer": trainer}
@@ -218,6 +220,15 @@ class _Scorer:
             known = measure()
             self._memory.put(key, known)
         return dict(known)
+
+
+def _check(settings: DemoSettings) -> None:
+    if settings.threads < 0 or (settings.limit_train is not None and settings.limit_train < 1):
+        raise ConfigError(
+            f"`threads >= 0` and `limit_train >= 1` must hold, got {settings.threads} and {settings.limit_train}."
+        )
+    if len(set(settings.tasks)) != len(settings.tasks):
+        raise ConfigError(f"Each task counts once, got {settings.tasks}.")
 
 
 def _fit(config: Path, overlay: Path) -> None:

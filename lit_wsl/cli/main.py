@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lit_wsl import __version__
 from lit_wsl.cli.commands import COMMANDS, Command
@@ -47,24 +47,36 @@ def run(argv: Sequence[str] | None = None) -> int:
     _show_own_messages()
     try:
         return _dispatch(arguments)
-    except LitWslError as error:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left
+        return 1
+    except (LitWslError, OSError, UnicodeDecodeError) as error:
         if debug:
             raise
         sys.stderr.write(f"lit-wsl: {' '.join(str(error).split())}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("lit-wsl: interrupted; the same command takes the work up again.\n")
+        sys.stderr.write("lit-wsl: interrupted; the same command takes finished parts up again.\n")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of our output has left
-        return 1
+
+
+class _CurrentStderr(logging.StreamHandler[Any]):
+    """Writes to what ``sys.stderr`` is now, not to what it was when the handler was made."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        """The stream follows ``sys.stderr``; nothing to keep."""
 
 
 def _show_own_messages() -> None:
     """Send lit_wsl's log to stderr as plain lines; other libraries keep their own ways."""
     logger = logging.getLogger("lit_wsl")
     if not logger.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _CurrentStderr()
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -14,12 +14,8 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 _UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments: --|Option '|[Kk]ey ')([\w.]+)")
 
 
-class CommandParser(ArgumentParser):
-    """Parser of one command, with `--config`, `--print_config` and environment variables."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(env_prefix="LIT_WSL", default_env=True, **kwargs)
-        self.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with these options")
+class OneLineErrors(ArgumentParser):
+    """A parser that reports wrong usage in one line, with the nearest option."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong in one line and leave with code 2."""
@@ -32,6 +28,14 @@ class CommandParser(ArgumentParser):
 
     def _option_names(self) -> set[str]:
         return {a.dest for a in self._actions if a.option_strings and a.dest not in ("help", "config")}
+
+
+class CommandParser(OneLineErrors):
+    """Parser of one command, with `--config`, `--print_config` and environment variables."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(env_prefix="LIT_WSL", default_env=True, **kwargs)
+        self.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with these options")
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:

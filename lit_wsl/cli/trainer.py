@@ -13,7 +13,9 @@ from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lit_wsl.cli.parser import OneLineErrors
 from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.training.classification import SequenceClassificationModule
 from lit_wsl.training.export import SaveAdapter as SaveAdapter  # found by its short name on the command line
@@ -23,6 +25,10 @@ TRAINER_COMMANDS = tuple(LightningCLI.subcommands())
 
 _INTERRUPTED = 130
 _CLASSES = {"model": SequenceClassificationModule, "data": TextClassificationData}
+
+
+class TrainerParser(OneLineErrors, LightningArgumentParser):
+    """Lightning's parser with our manner of errors."""
 
 
 class TrainerCLI(LightningCLI):
@@ -111,10 +117,13 @@ def run_trainer(argv: list[str]) -> int:
                 subclass_mode_data=True,
                 save_config_kwargs={"overwrite": True},
                 auto_configure_optimizers=False,
+                parser_class=TrainerParser,
                 parser_kwargs={"prog": "lit-wsl", "description": "Train and evaluate models."},
             )
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     return 0

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModel, AutoTokenizer
 
-from lit_wsl.errors import CheckpointError
+from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.evaluation.task import Task
 from lit_wsl.state.locate import model_dir
-from lit_wsl.training.encoder import PromptHead, class_prototypes, embed
+from lit_wsl.training.encoder import PromptHead, class_prototypes, embed, load_head
 
 Split = Literal["validation", "test"]
 
@@ -35,7 +35,9 @@ class EncoderEvaluator:
         tokenizer = AutoTokenizer.from_pretrained(directory)
         self._heads = {task.name: self._make_head(task, tokenizer) for task in self.tasks}
 
-    def _make_head(self, task: Task, tokenizer: object) -> PromptHead:
+    def _make_head(self, task: Task, tokenizer: object) -> nn.Module:
+        if task.head is not None:
+            return load_head(task.head).to(self._device)
         prompts = task.data.prompts or task.data.labels
         return PromptHead(class_prototypes(self._encoder, tokenizer, prompts)).to(self._device)
 
@@ -65,12 +67,18 @@ class EncoderEvaluator:
             raise CheckpointError(
                 f"The state dict lacks {len(missing)} of the encoder's parameters, first {missing[0]!r}."
             )
+        wrong = next((name for name in known if known[name].shape != self._base[name].shape), None)
+        if wrong is not None:
+            shapes = tuple(known[wrong].shape), tuple(self._base[wrong].shape)
+            raise CheckpointError(f"Shape mismatch at {wrong!r}: the state dict {shapes[0]}, the encoder {shapes[1]}.")
         self._encoder.load_state_dict({**self._base, **known})
 
     @torch.inference_mode()
     def _score(self, task: Task, split: Split) -> float:
         metric = _metric(task).to(self._device)
         head = self._heads[task.name]
+        if split not in ("validation", "test"):
+            raise ConfigError(f"Split must be validation or test, got {split!r}.")
         loader = task.data.val_dataloader() if split == "validation" else task.data.test_dataloader()
         for batch in loader:
             on_device = {name: tensor.to(self._device) for name, tensor in batch.items()}

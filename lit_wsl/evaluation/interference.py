@@ -7,7 +7,8 @@ def interference_delta(base: float, individual: float, merged: float, *, higher_
     r"""Share of the individual fine-tune's gain that the merged model keeps.
 
     :math:`(S_\text{merged} - S_\text{base}) / (S_\text{individual} - S_\text{base})` with :math:`S` the score,
-    negated where lower is better. 1 keeps all, 0 none, below 0 is worse than the base.
+    negated where lower is better. 1 keeps all, 0 none, below 0 is worse than the base. Where the fine-tune is
+    worse than the base, the share is that of a loss.
 
     Args:
         base: Score of the base model.

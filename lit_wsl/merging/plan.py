@@ -47,10 +47,14 @@ class MergePlan:
         """The base's tensor, or None without a base."""
         return self.base.read(name) if self.base is not None else None
 
+    def files(self) -> list[Path]:
+        """Every file that the merge reads."""
+        of_base = self.base.files() if self.base is not None else []
+        return [file for source in self.sources for file in source.files()] + of_base
+
     def fingerprint(self) -> str:
         """Identifies the merge and its inputs by settings, and by path, size and time of every file."""
-        readers = [s.files() for s in self.sources] + [self.base.files() if self.base else []]
-        stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for files in readers for p in files]
+        stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self.files()]
         spec = {k: v for k, v in self.spec.to_dict().items() if k not in ("output", "overwrite", "threads")}
         return hashlib.sha256(json.dumps([lit_wsl.__version__, spec, stats], sort_keys=True).encode()).hexdigest()
 
@@ -69,7 +73,8 @@ def make_plan(spec: MergeSpec) -> MergePlan:
         raise MergeError(f"Merging by {method.name!r} needs the base of the models: pass `--base DIR`.")
     resolver = NameResolver(base.keys()) if base is not None else None
     names = source_names([*spec.adapters, *spec.models])
-    adapters = [AdapterSource(a, n, base, resolver) for a, n in zip(spec.adapters, names, strict=False)]
+    directories = [str(Path(adapter).expanduser()) for adapter in spec.adapters]
+    adapters = [AdapterSource(d, n, base, resolver) for d, n in zip(directories, names, strict=False)]
     models = [
         ModelSource(open_state(model_path(m)), n, resolver)
         for m, n in zip(spec.models, names[len(adapters) :], strict=True)

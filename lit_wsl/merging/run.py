@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import lit_wsl
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import ConfigError, MergeError
 from lit_wsl.merging.engine import BLOCK_ENTRIES, ParameterMerger, parallel_parameters, scan_model
 from lit_wsl.merging.method import MergeContext, Scan, build_method
 from lit_wsl.merging.plan import MergePlan, make_plan
@@ -62,12 +62,12 @@ def merge(spec: MergeSpec | None = None, *, progress: Progress | None = None, **
         LitWslError: If the merge cannot be done; an earlier output is then still in place.
     """
     spec = _spec(spec, fields)
-    if spec.output is None:
+    if not spec.output:
         raise ConfigError("A merge needs somewhere to write: pass `--output DIR`.")
-    target = Path(spec.output)
+    target = Path(spec.output).expanduser()
     check_target(target, overwrite=spec.overwrite)
     plan = make_plan(spec)
-    _tell_what_to_know(plan)
+    _check_apart(target, plan)
     with published_directory(target, overwrite=spec.overwrite, fingerprint=plan.fingerprint()) as directory:
         writer = WRITERS[spec.format](plan, directory)
         try:
@@ -79,6 +79,7 @@ def merge(spec: MergeSpec | None = None, *, progress: Progress | None = None, **
             _write_heads(plan, directory)
         report = _report(plan, target, writer)
         _write_metadata(plan, report, directory)
+    _tell_what_to_know(plan)
     return report
 
 
@@ -145,8 +146,14 @@ def _scan_stack(scan: Scan, stack: Tensor) -> Any:
 
 
 def _spec(spec: MergeSpec | None, fields: Mapping[str, Any]) -> MergeSpec:
+    values = {**(spec.to_dict() if spec else {}), **fields}
+    for name, value in values.items():  # Python code may say Path where a file says text
+        if isinstance(value, Path):
+            values[name] = str(value)
+        elif isinstance(value, list):
+            values[name] = [str(entry) if isinstance(entry, Path) else entry for entry in value]
     try:
-        return MergeSpec(**{**(spec.to_dict() if spec else {}), **fields})
+        return MergeSpec(**values)
     except TypeError as error:
         raise ConfigError(f"{error}; the fields are those of MergeSpec.") from error
 
@@ -172,6 +179,14 @@ def _write_one(plan: MergePlan, writer: Writer, name: str, statistics: Any) -> N
     else:
         assert plan.base is not None
         writer.copy(name, plan.base.read(name))
+
+
+def _check_apart(target: Path, plan: MergePlan) -> None:
+    """Refuse an output that would replace one of its own sources."""
+    output = target.resolve()
+    for file in plan.files():
+        if output in file.resolve().parents:
+            raise MergeError(f"Output directory {target} holds the source {file}; choose another.")
 
 
 def _tell_what_to_know(plan: MergePlan) -> None:

@@ -122,19 +122,22 @@ class AdapterSource(TaskVectorSource):
         self.head_file = head if head.is_file() else None
         self._sites: dict[str, str] = {}
         self._heads: list[str] = []
+        resolved = resolver.resolve(self._adapter.sites) if resolver else self._own_names()
         for own in self._adapter.sites:
-            self._place(own, resolver)
+            self._place(own, resolved.get(own))
         if base is None:
             self._refuse_without_base()
         self.shapes = {name: self._shape(name, base) for name in self._sites}
         self.embeddings = frozenset(n for n, own in self._sites.items() if self._adapter.sites[own].embedding)
 
-    def _place(self, own: str, resolver: NameResolver | None) -> None:
+    def _own_names(self) -> dict[str, str]:
+        """Names to go by without a base: the adapter's own; a whole module is then a task head."""
+        return {own: own for own, site in self._adapter.sites.items() if not site.value}
+
+    def _place(self, own: str, found: str | None) -> None:
         """File a site of the adapter under the base's parameter name, or as part of a head."""
-        site = self._adapter.sites[own]
-        found = own if resolver is None and not site.value else resolver.resolve(own) if resolver else None
         if found is None:
-            if not site.value:
+            if not self._adapter.sites[own].value:
                 raise MergeError(
                     f"{self.where} updates {own!r}, which the base does not have (or not under one name); "
                     "it belongs to another base."
@@ -146,6 +149,11 @@ class AdapterSource(TaskVectorSource):
             self._sites[found] = own
 
     def _refuse_without_base(self) -> None:
+        if self._adapter.config.bias != "none":
+            raise MergeError(
+                f"{self.where} holds trained biases (`bias: {self._adapter.config.bias}`); "
+                "their update is the difference to the base: pass `--base DIR`."
+            )
         dora = next((n for n, own in self._sites.items() if self._adapter.sites[own].magnitude), None)
         if dora:
             raise MergeError(
@@ -201,9 +209,10 @@ class ModelSource(TaskVectorSource):
         self.name, self.where = name, reader.where
         self._reader = reader
         self._own: dict[str, str] = {}
-        for own in reader.keys():
-            if is_mergeable(reader.info(own).dtype):
-                self._place(own, (resolver.resolve(own) if resolver else None) or own)
+        names = [name for name in reader.keys() if is_mergeable(reader.info(name).dtype)]
+        resolved = resolver.resolve(names) if resolver else {}
+        for own in names:
+            self._place(own, resolved.get(own, own))
         self.shapes = {found: reader.info(own).shape for found, own in self._own.items()}
 
     def _place(self, own: str, found: str) -> None:

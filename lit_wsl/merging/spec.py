@@ -1,6 +1,7 @@
 """What to merge, how, and where to: the one description behind the command line, YAML and Python."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -71,6 +72,10 @@ class MergeSpec:
             value, options = getattr(self, name), _options(hint)
             if options and value is not None and value not in options:
                 raise ConfigError(f"`{name}` cannot be {value!r}. {did_you_mean(str(value), options)}")
+            if hint in (str, str | None) and value is not None and (not isinstance(value, str) or not value):
+                raise ConfigError(f"`{name}` must be a non-empty text, got {value!r}.")
+            if hint == dict[str, Any] and not isinstance(value, Mapping):
+                raise ConfigError(f"`{name}` must be a mapping, got {value!r}.")
             if hint == list[str] and (isinstance(value, str) or not all(isinstance(v, str) for v in value)):
                 raise ConfigError(f"`{name}` must be a list of paths, got {value!r}.")
 

@@ -74,11 +74,13 @@ class _StreamWriter(Writer):
         for start, block in blocks:
             if block.numel() > scratch.numel():  # the first block is the longest
                 scratch = torch.empty(block.numel(), dtype=dtype)
-            stored = scratch[: block.numel()].copy_(block)
-            if dtype == torch.float16 and not torch.isfinite(stored).all():
-                raise MergeError(f"Merged entries of {name!r} do not fit float16; pass `--dtype bfloat16` or float32.")
-            self._files.write(name, stored, start)
+            self._store(name, scratch[: block.numel()].copy_(block), start)
         self._files.finish(name)
+
+    def _store(self, name: str, entries: Tensor, start: int) -> None:
+        if entries.dtype == torch.float16 and not torch.isfinite(entries).all():
+            raise MergeError(f"Entries of {name!r} do not fit float16; pass `--dtype bfloat16` or float32.")
+        self._files.write(name, entries, start)
 
     def close(self) -> None:
         """Write the index."""
@@ -111,7 +113,7 @@ class ModelWriter(_StreamWriter):
         flat, dtype = tensor.reshape(-1), self._files.infos[name].dtype
         step = COPY_BYTES // dtype.itemsize
         for start in range(0, flat.numel(), step):
-            self._files.write(name, flat[start : start + step].to(dtype), start)
+            self._store(name, flat[start : start + step].to(dtype), start)
         self._files.finish(name)
 
     def close(self) -> None:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from torch import Tensor, nn
 
-from lit_wsl.errors import ConfigError, did_you_mean
-from lit_wsl.state.adapters import HEAD_FILE, PREFIX
+from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
+from lit_wsl.state.adapters import HEAD_FILE, PREFIX, Adapter
 from lit_wsl.state.publish import published_directory
 from lit_wsl.state.writer import write_tensors
 
@@ -91,6 +91,33 @@ def inject_lora(model: nn.Module, spec: LoraSpec) -> None:
         raise ConfigError(
             f"target_modules {spec.target_modules!r} do not fit {type(model).__name__}: {error}"
         ) from error
+
+
+def load_adapter(model: nn.Module, spec: LoraSpec, directory: Path) -> None:
+    """Put the trained factors of a PEFT directory into the adapters of ``model``, in place.
+
+    Args:
+        model: A model that went through ``inject_lora``.
+        spec: What it was injected with.
+        directory: What :func:`save_adapter` or PEFT wrote.
+
+    Raises:
+        CheckpointError: If the directory is no adapter, or of another form than ``spec``.
+    """
+    adapter = Adapter(Path(directory))
+    config = adapter.config
+    theirs = (config.r, config.lora_alpha, config.use_rslora, config.use_dora)
+    if theirs != (spec.rank, spec.alpha, spec.use_rslora, spec.use_dora):
+        raise CheckpointError(
+            f"{directory} has rank {config.r}, alpha {config.lora_alpha:g}, rsLoRA {config.use_rslora}, "
+            f"DoRA {config.use_dora}, the `lora` settings say otherwise; make them agree."
+        )
+    state = {key.removeprefix(PREFIX): adapter.state.read(key) for key in adapter.state.keys()}
+    expected = get_peft_model_state_dict(model)
+    differing = sorted(set(expected) ^ set(state)) or [k for k in state if state[k].shape != expected[k].shape]
+    if differing:
+        raise CheckpointError(f"{directory} does not fit the `lora` settings at {differing[0]!r}; make them agree.")
+    set_peft_model_state_dict(model, state)
 
 
 def save_adapter(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class AdapterConfig:
     use_rslora: bool = False
     use_dora: bool = False
     fan_in_fan_out: bool = False
+    bias: str = "none"
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model_name_or_path: str | None = None
@@ -83,7 +84,7 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
     """
     path = directory / "adapter_config.json"
     if not path.is_file():
-        what = "is no adapter directory: adapter_config.json is missing" if directory.is_dir() else "does not exist"
+        what = "is no adapter directory: adapter_config.json is missing" if directory.exists() else "does not exist"
         raise CheckpointError(f"{directory} {what}; check the path.")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -93,6 +94,9 @@ def read_adapter_config(directory: Path) -> AdapterConfig:
         raise CheckpointError(f"{path} is no JSON object; save the adapter again.")
     _refuse_unsupported(path, raw)
     known = {name: raw[name] for name in AdapterConfig.__dataclass_fields__ if raw.get(name) is not None}
+    for name, kind in get_type_hints(AdapterConfig).items():
+        if name in known and kind in (bool, str, str | None) and not isinstance(known[name], kind):
+            raise CheckpointError(f"{path}: `{name}` cannot be {known[name]!r}; save the adapter again.")
     config = AdapterConfig(**{"r": 0, "lora_alpha": 0.0, **known})
     _check_numbers(path, config)
     return config
@@ -268,7 +272,7 @@ def write_adapter(
     write_tensors(directory / "adapter_model.safetensors", tensors)
     ranks = {module: factors.rank for module, (factors, _) in updates.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    unusual = {re.escape(module): rank for module, rank in ranks.items() if rank != usual}
+    unusual = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
     turned = [f.transposed for f, embedding in updates.values() if not embedding]
     config = {
         "peft_type": "LORA",

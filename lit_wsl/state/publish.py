@@ -16,17 +16,20 @@ from typing import IO
 from lit_wsl.errors import CheckpointError
 
 MARKER = ".lit_wsl.json"
-"""File in every published directory; only a directory that has it may be overwritten."""
+"""File in every published directory that lists the others; only what it lists may be overwritten."""
+FINGERPRINT = ".fingerprint"
+"""File in a partial directory that says whose work it is."""
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse an output directory that holds something, before any work is done.
+    """Refuse an output directory that cannot be made or holds something, before any work is done.
 
     Raises:
-        CheckpointError: If ``target`` is a file, has content and ``overwrite`` is off, or has content that
-            was not published from here.
+        CheckpointError: If ``target`` is a file, cannot be written, has content and ``overwrite`` is off, or
+            has content that was not published from here.
     """
     if not os.path.lexists(target):
+        _check_writable(target)
         return
     if not target.is_dir():
         raise CheckpointError(f"Output {target} is a file; name a directory.")
@@ -36,8 +39,35 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise CheckpointError(f"Output directory {target} is not empty; choose another, or pass `--overwrite`.")
     if not (target / MARKER).exists():
         raise CheckpointError(
-            f"Output directory {target} was not written by lit-wsl, so `--overwrite` leaves it alone; choose another."
+            f"Output directory {target} was not written by lit-wsl and is left alone; choose another."
         )
+    strangers = sorted(set(_files(target)) - set(_published_files(target)))
+    if strangers:
+        raise CheckpointError(
+            f"Output directory {target} also holds {strangers[0]!r}, which lit-wsl did not write there; "
+            "move it or choose another directory."
+        )
+
+
+def _check_writable(target: Path) -> None:
+    """Refuse a directory that could not be made, by looking at the nearest folder that exists."""
+    existing = next(folder for folder in target.absolute().parents if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise CheckpointError(f"Output {target} cannot be made: {existing} cannot be written; choose another.")
+
+
+def _files(directory: Path) -> list[str]:
+    """Relative names of all files, our own notes aside."""
+    found = (str(path.relative_to(directory)) for path in directory.rglob("*") if not path.is_dir())
+    return sorted(name for name in found if name not in (MARKER, FINGERPRINT))
+
+
+def _published_files(directory: Path) -> list[str]:
+    try:
+        listed: list[str] = json.loads((directory / MARKER).read_text(encoding="utf-8"))["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / MARKER} is damaged; choose another output directory.") from error
+    return listed
 
 
 @contextmanager
@@ -64,7 +94,8 @@ def published_directory(target: Path, *, overwrite: bool = False, fingerprint: s
         scratch = _scratch(partial, fingerprint)
         try:
             yield scratch
-            (scratch / MARKER).write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+            note = {"fingerprint": fingerprint, "files": _files(scratch)}
+            (scratch / MARKER).write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
             check_target(target, overwrite=overwrite)
             _swap(scratch, target, replaced)
         except (KeyboardInterrupt, GeneratorExit):
@@ -117,7 +148,7 @@ def _acquire(path: Path) -> IO[str]:
 
 def _scratch(partial: Path, fingerprint: str) -> Path:
     """The partial directory, emptied unless it belongs to the same work."""
-    note = partial / ".fingerprint"
+    note = partial / FINGERPRINT
     ours = note.exists() or (partial / MARKER).exists()  # killed just before the last rename, only the marker is left
     if partial.exists() and any(partial.iterdir()) and not ours:
         raise CheckpointError(f"{partial} is in the way and was not made by lit-wsl; move it or choose another output.")
@@ -129,7 +160,7 @@ def _scratch(partial: Path, fingerprint: str) -> Path:
 
 
 def _swap(scratch: Path, target: Path, replaced: Path) -> None:
-    (scratch / ".fingerprint").unlink(missing_ok=True)
+    (scratch / FINGERPRINT).unlink(missing_ok=True)
     earlier = target.exists() and any(target.iterdir())
     if earlier:
         if (replaced / MARKER).exists():

@@ -168,8 +168,9 @@ def open_state(source: str | Path | Mapping[str, Tensor]) -> StateReader:
     path = Path(source)
     if path.is_dir():
         return _open_directory(path)
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist; check the path.")
+    if not path.is_file():
+        what = "is no regular file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {what}; check the path.")
     if path.name.endswith(".index.json"):
         return _open_index(path)
     if path.suffix == ".safetensors":

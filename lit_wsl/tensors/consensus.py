@@ -36,10 +36,3 @@ def disjoint_mean(task_vectors: Tensor, sign: Tensor) -> Tensor:
         total.add_(agreeing)
         count.add_(agreeing.sign_())
     return total.div_(count.clamp_(min=1)).mul_(sign)
-
-
-def sign_conflicts(task_vectors: Tensor) -> tuple[int, int]:
-    """Number of entries with both signs among the tasks, and number with any non-zero value."""
-    positive = (task_vectors > 0).any(0)
-    negative = (task_vectors < 0).any(0)
-    return int(torch.count_nonzero(positive & negative)), int(torch.count_nonzero(positive | negative))

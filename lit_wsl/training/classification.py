@@ -17,12 +17,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModel, AutoTokenizer
 
 from lit_wsl.errors import ConfigError
-from lit_wsl.models.lora import LoraSpec, inject_lora, save_adapter
+from lit_wsl.models.lora import LoraSpec, inject_lora, load_adapter, save_adapter
 from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
 from lit_wsl.state.publish import published_directory
 from lit_wsl.state.writer import write_tensors
-from lit_wsl.training.encoder import PromptHead, class_prototypes, embed
+from lit_wsl.training.encoder import PromptHead, class_prototypes, embed, load_head
 from lit_wsl.training.text import Batch
 
 
@@ -38,6 +38,7 @@ class SequenceClassificationModule(LightningModule):
         lora: Adapters to train; without it the whole encoder trains.
         head: ``prompt`` scores by the cosine to frozen embeddings of the class prompts under the base encoder,
             ``linear`` trains a linear layer.
+        adapter: Directory of a trained adapter to start from, or to test; ``lora`` must fit it.
         labels: Class names; the data module gives them on the command line.
         prompts: One prompt per class, for the prompt head; by default the labels themselves.
         encoder_dropout: Dropout inside the encoder while training, in [0, 1); null keeps the model's own. None at
@@ -51,6 +52,7 @@ class SequenceClassificationModule(LightningModule):
         model: str,
         lora: LoraSpec | None = None,
         head: Literal["prompt", "linear"] = "prompt",
+        adapter: Path | None = None,
         labels: list[str] | None = None,
         prompts: list[str] | None = None,
         encoder_dropout: float | None = 0.0,
@@ -83,10 +85,20 @@ class SequenceClassificationModule(LightningModule):
         self.head = self._make_head(directory)
         if self.lora:
             inject_lora(self.encoder, self.lora)
+        if adapter is not None:
+            self._load(Path(adapter))
         if (pooler := getattr(self.encoder, "pooler", None)) is not None:
             pooler.requires_grad_(False)  # mean pooling never reads it: it would get no gradient
         self.encoder.train()  # transformers loads in evaluation mode, which Lightning would keep
         self.metrics = nn.ModuleDict({stage: _metrics(stage, len(self.labels)) for stage in ("val", "test")})
+
+    def _load(self, directory: Path) -> None:
+        """Take over the trained adapter and head of a directory."""
+        if self.lora is None:
+            raise ConfigError(f"To load the adapter {directory}, give the `lora` settings that it was trained with.")
+        load_adapter(self.encoder, self.lora, directory)
+        if self.head_kind == "linear":
+            self.head.load_state_dict(load_head(directory / HEAD_FILE).state_dict())
 
     def _make_head(self, directory: Path) -> nn.Module:
         if self.head_kind == "linear":

@@ -1,11 +1,15 @@
 """Sentence embeddings and the heads that classify them: pure pieces, free of any trainer."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lit_wsl.errors import CheckpointError
+from lit_wsl.state.safetensors import SafetensorsFile
 
 PROMPT_SCALE = 20.0
 
@@ -81,3 +85,20 @@ class PromptHead(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """Logits of shape ``(b, classes)`` from embeddings of shape ``(b, d)``."""
         return self.scale * F.normalize(embeddings, dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+
+
+def load_head(path: Path) -> nn.Module:
+    """The head that a ``head.safetensors`` holds, prompt or linear.
+
+    Raises:
+        CheckpointError: If the file is damaged or holds no head of ours.
+    """
+    file = SafetensorsFile(path)
+    state = {name: file.read(name).clone() for name in file.infos}
+    if set(state) == {"prototypes"}:
+        return PromptHead(state["prototypes"])
+    if set(state) == {"weight", "bias"}:
+        head = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
+        head.load_state_dict(state)
+        return head
+    raise CheckpointError(f"{path} holds no head; expected `prototypes`, or `weight` and `bias`, got {sorted(state)}.")

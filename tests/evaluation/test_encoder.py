@@ -2,7 +2,7 @@ import lightning
 import pytest
 import torch
 
-from lit_wsl.errors import CheckpointError
+from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.evaluation import EncoderEvaluator, Task
 from lit_wsl.merging import merge_state_dict
 from lit_wsl.models.lora import LoraSpec
@@ -63,4 +63,28 @@ def test_incomplete_state_is_refused(bert, opinions):
     lost = "encoder.layer.0.attention.self.query.weight"
     del state[lost]
     with pytest.raises(CheckpointError, match=lost):
+        measuring.evaluate(state, "test")
+
+
+def test_a_head_from_a_file_is_used(bert, opinions, tmp_path):
+    data = TextClassificationData(bert, task=str(opinions))
+    module = SequenceClassificationModule(bert, LoraSpec(rank=2), "linear", labels=data.labels)
+    module.save_adapter(tmp_path / "out")
+    with torch.no_grad():
+        module.head.weight.zero_()
+        module.head.bias.copy_(torch.tensor([1.0, -1.0]))  # always the first class
+    module.save_adapter(tmp_path / "out")
+    measuring, _ = evaluator(bert, opinions, head=tmp_path / "out/head.safetensors")
+    labels = torch.cat([batch["labels"] for batch in data.test_dataloader()])
+    assert measuring.evaluate(None, "test")["opinions"] == pytest.approx(float((labels == 0).float().mean()))
+
+
+def test_unknown_splits_and_wrong_shapes_are_refused(bert, opinions):
+    measuring, _ = evaluator(bert, opinions)
+    with pytest.raises(ConfigError, match="tset"):
+        measuring.evaluate(None, "tset")
+    state = merge_state_dict(models=[bert], base=bert)
+    name = "encoder.layer.0.attention.self.query.weight"
+    state[name] = state[name][:3]
+    with pytest.raises(CheckpointError, match=name):
         measuring.evaluate(state, "test")

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_wsl.cli.main import run
+from lit_wsl.errors import ConfigError
 from lit_wsl.merging import merge
 from tests.merging.build import classifier, random_states, save_adapter, save_bert, save_state
 
@@ -527,3 +528,51 @@ def test_errors_of_a_real_process(states, tmp_path):
     out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors.count("\n")) == (1, "", 1)
     assert re.fullmatch(r"lit-wsl: .*bad\.safetensors.*\n", errors)
+
+
+def test_an_output_never_replaces_its_own_source(tmp_path, capsys):
+    base, *tuned = random_states(tmp_path, 2)
+    assert run(["merge", "--models", *tuned, "--base", base, "--output", str(tmp_path / "first")]) == 0
+    before = snapshot(tmp_path / "first")
+    again = ["merge", "--models", tmp_path / "first", tuned[0], "--base", base, "--overwrite", "--output"]
+    fails(capsys, [*again, tmp_path / "first"], "holds the source", "choose another")
+    assert snapshot(tmp_path / "first") == before
+
+
+def test_overwriting_spares_what_the_user_put_there(tmp_path, capsys, states):
+    assert run(arguments(states, tmp_path / "out")) == 0
+    (tmp_path / "out/notes.txt").write_text("mine")
+    fails(capsys, arguments(states, tmp_path / "out", "--overwrite"), "notes.txt", "did not write")
+    assert (tmp_path / "out/notes.txt").read_text() == "mine"
+
+
+def test_a_home_in_paths_is_expanded(tmp_path, monkeypatch, states):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run(arguments(states, "~/deep/out")) == 0
+    assert (tmp_path / "deep/out/model.safetensors").exists()
+
+
+def test_trained_biases_need_the_base(tmp_path, capsys):
+    """Without the base, a trained bias is no update; it must not pass for a task head."""
+    base = save_bert(tmp_path / "base")
+    save_adapter(base, tmp_path / "a", 1, bias="lora_only")
+    fails(capsys, ["merge", "--adapters", tmp_path / "a", "--output", tmp_path / "out"], "lora_only", "--base")
+
+
+def test_a_copied_parameter_that_does_not_fit_float16_is_named(tmp_path, capsys):
+    save_file({"a": torch.randn(3), "big": torch.full((3,), 1e6)}, tmp_path / "base.safetensors")
+    save_file({"a": torch.randn(3)}, tmp_path / "tuned.safetensors")
+    paths = ["--models", tmp_path / "tuned.safetensors", "--base", tmp_path / "base.safetensors"]
+    fails(capsys, ["merge", *paths, "--dtype", "float16", "--output", tmp_path / "out"], "'big'", "float16")
+
+
+@pytest.mark.parametrize("fields", [{"base": ""}, {"base": 5}, {"method": 3}, {"method_params": [1]}])
+def test_fields_of_another_type_are_refused(fields):
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        merge(**{"adapters": ["a"], "output": "x", **fields})
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    argv = ["merge", "--models", tmp_path / "pipe.safetensors", "--output", tmp_path / "out"]
+    fails(capsys, argv, "no regular file")

@@ -64,7 +64,7 @@ MAPPED = [
 @pytest.mark.parametrize(("wanted", "known", "how"), MAPPED, ids=[how for *_, how in MAPPED])
 def test_the_mapping_of_names(wanted, known, how):
     """A1.7"""
-    assert NameResolver([known, "other.bias", "k.weight"]).resolve(wanted) == known
+    assert NameResolver([known, "other.bias", "k.weight"]).resolve([wanted]) == {wanted: known}
 
 
 @pytest.mark.parametrize(
@@ -80,16 +80,27 @@ def test_the_mapping_of_names(wanted, known, how):
     ids=["two towers", "none", "part of a component", "inside a component", "empty base", "leaf alone"],
 )
 def test_no_name_or_several_is_none(known, wanted):
-    assert NameResolver(known).resolve(wanted) is None
+    assert NameResolver(known).resolve([wanted]) == {}
 
 
 def test_an_exact_name_wins_over_a_rewrite():
-    assert NameResolver(["model.x.weight", "x.weight"]).resolve("model.x.weight") == "model.x.weight"
+    assert NameResolver(["model.x.weight", "x.weight"]).resolve(["model.x.weight"]) == {
+        "model.x.weight": "model.x.weight"
+    }
 
 
 def test_a_rewrite_wins_over_an_ambiguous_ending():
     known = ["model.x.weight", "other.x.weight"]
-    assert NameResolver(known).resolve("base_model.model.model.x.weight") == "model.x.weight"
+    wanted = "base_model.model.model.x.weight"
+    assert NameResolver(known).resolve([wanted]) == {wanted: "model.x.weight"}
+
+
+def test_one_prefix_falls_away_for_the_whole_source():
+    """Two towers never fall onto one."""
+    resolver = NameResolver(["layers.0.q.weight", "layers.0.k.weight", "norm.weight"])
+    text = [f"text.{name}" for name in ("layers.0.q.weight", "layers.0.k.weight", "norm.weight")]
+    assert resolver.resolve([*text, "vision.layers.0.q.weight"]) == {name: name.removeprefix("text.") for name in text}
+    assert resolver.resolve(["text.norm.weight", "vision.norm.weight"]) == {}
 
 
 def test_wrappers_fall_away_wherever_they_stand():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from lit_wsl.tensors.consensus import disjoint_mean, elect_sign, sign_conflicts
 from lit_wsl.tensors.distance import cosine_similarity, l2_distance, l2_norm, relative_error
 
 
@@ -39,4 +38,3 @@ def test_consensus_by_hand():
     sign = elect_sign(stack)
     assert sign.tolist() == [1, -1, 0, 0, -1]
     assert disjoint_mean(stack, sign).tolist() == [1.5, -3.0, 0.0, 0.0, -1.0]
-    assert sign_conflicts(stack) == (3, 4)

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.models.lora import LoraSpec
 from lit_wsl.training.classification import SequenceClassificationModule
 from lit_wsl.training.encoder import PromptHead, class_prototypes, embed
@@ -151,3 +151,41 @@ def test_the_callback_refuses_a_foreign_module_before_training(tmp_path):
     trainer = _trainer(tmp_path, max_epochs=1, callbacks=[SaveAdapter(tmp_path / "out")])
     with pytest.raises(ConfigError, match="BoringModel has no `save_pretrained`"):
         trainer.fit(BoringModel())
+
+
+@pytest.mark.parametrize("head", ["prompt", "linear"])
+def test_a_saved_adapter_scores_what_it_scored(bert_dir, opinions, tmp_path, head):
+    module, data = _pair(bert_dir, opinions, LoraSpec(rank=4, alpha=8), head)
+    trainer = _trainer(tmp_path, max_epochs=3, callbacks=[SaveAdapter(tmp_path / "out")])
+    trainer.fit(module, data)
+    expected = trainer.test(module, data, verbose=False)[0]
+    again, _ = _pair(bert_dir, opinions, LoraSpec(rank=4, alpha=8), head, adapter=tmp_path / "out")
+    assert _trainer(tmp_path).test(again, data, verbose=False)[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_adapter_of_another_form_is_refused(bert_dir, opinions, tmp_path):
+    module, _ = _pair(bert_dir, opinions, LoraSpec(rank=4, alpha=8))
+    module.save_adapter(tmp_path / "out")
+    with pytest.raises(CheckpointError, match="rank 4"):
+        _pair(bert_dir, opinions, LoraSpec(rank=2, alpha=8), adapter=tmp_path / "out")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        spec = LoraSpec(rank=4, alpha=8, target_modules=["query"])
+        _pair(bert_dir, opinions, spec, adapter=tmp_path / "out")
+    with pytest.raises(ConfigError, match="lora"):
+        _pair(bert_dir, opinions, None, adapter=tmp_path / "out")
+
+
+def test_a_directory_that_cannot_be_written_shows_before_training(bert_dir, opinions, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.txt").write_text("mine")
+    module, data = _pair(bert_dir, opinions, LoraSpec(rank=2))
+    trainer = _trainer(tmp_path, max_epochs=1, callbacks=[SaveAdapter(tmp_path / "out")])
+    with pytest.raises(CheckpointError, match="not written by lit-wsl"):
+        trainer.fit(module, data)
+    assert trainer.global_step == 0
+
+
+def test_a_trial_run_leaves_the_adapter_alone(bert_dir, opinions, tmp_path):
+    module, data = _pair(bert_dir, opinions, LoraSpec(rank=2))
+    _trainer(tmp_path, fast_dev_run=True, callbacks=[SaveAdapter(tmp_path / "out")]).fit(module, data)
+    assert not (tmp_path / "out").exists()
