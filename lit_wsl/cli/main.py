@@ -53,7 +53,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (LitWslError, OSError, UnicodeDecodeError) as error:
         if debug:
             raise
-        sys.stderr.write(f"lit-wsl: {' '.join(str(error).split())}\n")
+        remedy = "; a file that should be text is not" if isinstance(error, UnicodeDecodeError) else ""
+        sys.stderr.write(f"lit-wsl: {' '.join(str(error).split())}{remedy}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("lit-wsl: interrupted; the same command takes finished parts up again.\n")

@@ -3,11 +3,10 @@
 import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
-
-from lit_wsl.errors import did_you_mean
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -22,12 +21,13 @@ class OneLineErrors(ArgumentParser):
         text = " ".join(line.strip() for line in str(message).splitlines() if line.strip())
         unknown = _UNKNOWN.search(text)
         if unknown:
-            text = f"there is no option {unknown[1]!r}. {did_you_mean(unknown[1], self._option_names())}"
+            near = get_close_matches(unknown[1], self._option_names(), n=1)
+            text = f"there is no option {unknown[1]!r}." + (f" Did you mean {near[0]!r}?" if near else "")
         sys.stderr.write(f"{self.prog}: {text} See `{self.prog} --help`.\n")
         raise SystemExit(2)
 
     def _option_names(self) -> set[str]:
-        return {a.dest for a in self._actions if a.option_strings and a.dest not in ("help", "config")}
+        return {a.dest for a in self._actions if a.option_strings}
 
 
 class CommandParser(OneLineErrors):

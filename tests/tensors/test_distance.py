@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lit_wsl.tensors.consensus import disjoint_mean, elect_sign
 from lit_wsl.tensors.distance import cosine_similarity, l2_distance, l2_norm, relative_error
 
 
