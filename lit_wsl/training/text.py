@@ -1,6 +1,5 @@
 """Text classification data: a built-in task, a prepared directory, or CSV and JSONL files."""
 
-import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer
 
 from lit_wsl.errors import ConfigError, DataError, did_you_mean
 from lit_wsl.state.locate import model_dir
+from lit_wsl.training.rows import read_rows
 from lit_wsl.training.tasks import SPLITS, TASKS, Split, prepare_task
 
 Example = tuple[list[int], int]
@@ -34,57 +34,6 @@ class TextFiles:
     files: Mapping[Split, Path]
     labels: list[str] | None = None
     prompts: list[str] | None = None
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, text and label of every row of a CSV or JSONL file with columns ``text`` and ``label``.
-
-    Raises:
-        DataError: If the file cannot be read or a row is bad; the message names the line.
-    """
-    if path.suffix not in (".csv", ".jsonl"):
-        raise DataError(f"{path}: expected a .csv or .jsonl file.")
-    if not path.is_file():
-        raise DataError(f"{path} does not exist.")
-    rows = _read_csv(path) if path.suffix == ".csv" else _read_jsonl(path)
-    try:
-        for line, row in rows:
-            yield line, _field(row, "text", path, line), _field(row, "label", path, line)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); convert it.") from error
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.reader.line_num}: no CSV ({error}).") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for line, content in enumerate(file, start=1):
-            if not content.strip():
-                continue
-            try:
-                row = json.loads(content)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {line}: no JSON ({error.msg} at column {error.colno}).") from error
-            if not isinstance(row, dict):
-                raise DataError(f'{path}, line {line}: expected an object {{"text", "label"}}, got {row!r:.40}.')
-            yield line, row
-
-
-def _field(row: Mapping[str, Any], name: str, path: Path, line: int) -> str:
-    value = row.get(name)
-    if value is None:
-        raise DataError(f"{path}, line {line}: no {name!r}; every row needs the columns text and label.")
-    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise DataError(f"{path}, line {line}: {name!r} must be a non-empty text, got {value!r:.40}.")
-    return str(value)
 
 
 def locate_task(task: str) -> TextFiles:

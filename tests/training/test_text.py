@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lit_wsl.errors import ConfigError, DataError
-from lit_wsl.training.text import LengthBatches, TextClassificationData, read_rows
+from lit_wsl.training.rows import read_rows
+from lit_wsl.training.text import LengthBatches, TextClassificationData
 
 
 @pytest.mark.parametrize(
