@@ -181,7 +181,7 @@ class Demo:
             "repeat it": f"lit-wsl merge --config {self._merge_config(best)} --overwrite",
             "versions": f"lit_wsl {lit_wsl.__version__}, torch {torch.__version__}",
         }
-        write_report(self.output / "report.html", "Three adapters, one backbone", scores, notes, facts)
+        write_report(self.output / "report.html", "Three adapters, one backbone", scores, notes, facts, best)
         Console(width=None if sys.stdout.isatty() else 120).print(score_table(scores, notes))
         logger.info("Took %.0f s. Figures: %s, page: %s.", seconds, *(self.output / n for n in _PRODUCTS))
 

@@ -26,8 +26,7 @@ TRAINER_COMMANDS = {
 def entry() -> NoReturn:
     """Console script: run one command and end the process.
 
-    A process that never imported Lightning has nothing to tear down; leaving at once saves a quarter of a
-    second of torch's clean-up.
+    A process that never imported Lightning has nothing to tear down, so it leaves without torch's clean-up.
     """
     code = run()
     sys.stdout.flush()

@@ -44,7 +44,7 @@ def score_table(scores: ScoreTable, notes: Mapping[str, str]) -> Table:
 
 
 def write_report(
-    path: Path, title: str, scores: ScoreTable, notes: Mapping[str, str], facts: Mapping[str, str]
+    path: Path, title: str, scores: ScoreTable, notes: Mapping[str, str], facts: Mapping[str, str], best: str
 ) -> None:
     """Write one self-contained HTML page: table, plot, and how the figures came about.
 
@@ -54,9 +54,8 @@ def write_report(
         scores: What to show.
         notes: A remark per row.
         facts: Name and value of what a reader should know of the run.
+        best: Row to mark; choose it on validation rows, as these are test scores.
     """
-    merged = [name for name in scores.rows if name not in ("base", "individual")]
-    best = max(merged, key=scores.mean) if merged else ""
     head = "".join(f"<th>{html.escape(c)}</th>" for c in ["model", *scores.tasks, *_COLUMNS])
     body = "".join(_html_row(scores, name, notes.get(name, ""), best=name == best) for name in scores.rows)
     listed = "".join(f"<dt>{html.escape(k)}</dt><dd><code>{html.escape(v)}</code></dd>" for k, v in facts.items())
@@ -65,7 +64,7 @@ def write_report(
         f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
         '<p class="lead">Accuracy on test rows in percent; parameters were chosen on validation rows. '
         "<em>Recovered</em> is the share of the individual fine-tunes' gain over the base that one merged model keeps; "
-        "± s.e. is the sampling error of the mean. The marked row is the best merge.</p>"
+        "± s.e. is the sampling error of the mean. The marked row is the merge that was best on validation rows.</p>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f'<img alt="Bars of accuracy per task and model" src="data:image/png;base64,{_plot(scores)}">'
         f"<h2>How it was made</h2><dl>{listed}</dl></html>\n"

@@ -1,7 +1,7 @@
-"""Merge one parameter at a time, block by block, in memory that does not grow with the model.
+"""Merge one parameter at a time, block by block, without holding a model in memory.
 
 A block is small enough to stay in cache, so each source is read once and each result written once. Blocks
-are cut the same way whatever the machine, so the result does not depend on threads or shards.
+are cut the same way whatever the number of threads, so the result does not depend on threads or shards.
 """
 
 import math
@@ -131,7 +131,7 @@ class ParameterMerger:
     def _checked(self, blocks: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Pass blocks on, and stop at the first that is not finite, naming who brought it in."""
         for start, block in blocks:
-            # One sum is far cheaper than a test of every entry, and a NaN or inf cannot hide in it.
+            # One sum spares a test of every entry, and a NaN or inf cannot hide in it.
             if not math.isfinite(block.sum().item()) and not torch.isfinite(block).all():
                 raise MergeError(self._blame(start, start + block.numel()))
             yield start, block

@@ -1,7 +1,7 @@
 """Random numbers that depend only on what they are for, never on when or where they are drawn.
 
 Every number is a hash of (seed, label, element index). The order of calls, the block size, the number of
-threads and the device change no bit; that a masked merge can be split, resumed and repeated rests on it.
+threads and the device change no bit of it; that a masked merge can be split, resumed and repeated rests on it.
 """
 
 import hashlib

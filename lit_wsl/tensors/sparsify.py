@@ -96,7 +96,7 @@ def keep_above(x: Tensor, threshold: float) -> Tensor:
     if x.dtype == torch.float64:  # thresholds are float32, and so must be the comparison
         return x * (x.float().abs() >= threshold)
     just_below = torch.nextafter(torch.tensor(threshold), torch.tensor(0.0))
-    return torch.nn.functional.hardshrink(x, float(just_below))  # keeps |x| > lambda, several times faster than a mask
+    return torch.nn.functional.hardshrink(x, float(just_below))  # keeps |x| > lambda
 
 
 def keep_top_magnitude(x: Tensor, density: float) -> Tensor:

@@ -41,8 +41,8 @@ class SequenceClassificationModule(LightningModule):
         adapter: Directory of a trained adapter to start from, or to test; ``lora`` must fit it.
         labels: Class names; the data module gives them on the command line.
         prompts: One prompt per class, for the prompt head; by default the labels themselves.
-        encoder_dropout: Dropout inside the encoder while training, in [0, 1); null keeps the model's own. None at
-            all is a sixth faster on a CPU, and an adapter seldom needs it.
+        encoder_dropout: Dropout inside the encoder while training, in [0, 1); null keeps the model's own. The
+            default is none.
         optimizer: Makes the optimizer from the trainable parameters.
         lr_scheduler: Makes a schedule from the optimizer, stepped every epoch.
     """

@@ -7,6 +7,7 @@ from lit_wsl.evaluation import EncoderEvaluator, Task
 from lit_wsl.merging import merge_state_dict
 from lit_wsl.models.lora import LoraSpec
 from lit_wsl.training.classification import SequenceClassificationModule
+from lit_wsl.training.encoder import embed
 from lit_wsl.training.text import TextClassificationData
 
 
@@ -69,14 +70,19 @@ def test_incomplete_state_is_refused(bert, opinions):
 def test_a_head_from_a_file_is_used(bert, opinions, tmp_path):
     data = TextClassificationData(bert, task=str(opinions))
     module = SequenceClassificationModule(bert, LoraSpec(rank=2), "linear", labels=data.labels)
-    module.save_adapter(tmp_path / "out")
+    batches = list(data.test_dataloader())
     with torch.no_grad():
-        module.head.weight.zero_()
-        module.head.bias.copy_(torch.tensor([1.0, -1.0]))  # always the first class
+        embeddings = torch.cat([embed(module.encoder.eval(), batch) for batch in batches])
+        labels = torch.cat([batch["labels"] for batch in batches])
+        means = torch.stack([embeddings[labels == c].mean(0) for c in (0, 1)])
+        module.head.weight.copy_(means)
+        module.head.bias.copy_(-means.square().sum(1) / 2)  # the nearest class mean: better than chance
+        expected = float((module.head(embeddings).argmax(1) == labels).float().mean())
     module.save_adapter(tmp_path / "out")
-    measuring, _ = evaluator(bert, opinions, head=tmp_path / "out/head.safetensors")
-    labels = torch.cat([batch["labels"] for batch in data.test_dataloader()])
-    assert measuring.evaluate(None, "test")["opinions"] == pytest.approx(float((labels == 0).float().mean()))
+    with_file, _ = evaluator(bert, opinions, head=tmp_path / "out/head.safetensors")
+    with_prompts, _ = evaluator(bert, opinions)
+    assert with_file.evaluate(None, "test")["opinions"] == pytest.approx(expected)
+    assert with_prompts.evaluate(None, "test")["opinions"] != pytest.approx(expected)
 
 
 def test_unknown_splits_and_wrong_shapes_are_refused(bert, opinions):

@@ -51,7 +51,14 @@ def test_figures_are_strict_json():
 
 def test_page_is_self_contained_and_escaped(tmp_path):
     table = ScoreTable(["a", "b"], ROWS, {"a": 100, "b": 400})
-    write_report(tmp_path / "report.html", "Title & more", table, {"sum <of> parts": "scale 0.5"}, {"base": "<x>"})
+    write_report(
+        tmp_path / "report.html",
+        "Title & more",
+        table,
+        {"sum <of> parts": "scale 0.5"},
+        {"base": "<x>"},
+        best="sum <of> parts",
+    )
     page = (tmp_path / "report.html").read_text()
     assert "sum &lt;of&gt; parts" in page
     assert "<of>" not in page

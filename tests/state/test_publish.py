@@ -1,5 +1,7 @@
 """Publishing a directory leaves alone what is not ours."""
 
+from pathlib import Path
+
 import pytest
 
 from lit_wsl.errors import CheckpointError
@@ -52,3 +54,18 @@ def test_a_stranger_under_a_working_name_survives(tmp_path, suffix):
             write(tmp_path / "out", "second", overwrite=True)
         assert (tmp_path / "out/content").read_text() == "first"
     assert (stranger / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_failing_last_rename_puts_the_earlier_output_back(tmp_path, monkeypatch):
+    write(tmp_path / "out", "first")
+    rename = Path.rename
+
+    def refuse_the_new(self, target):
+        if self.name == "out.partial":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_the_new)
+    with pytest.raises(CheckpointError, match="nothing was published"):
+        write(tmp_path / "out", "second", overwrite=True)
+    assert (tmp_path / "out/content").read_text() == "first"

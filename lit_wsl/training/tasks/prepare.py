@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,6 @@ def _card(task: TextTask) -> dict[str, Any]:
 def _build(task: TextTask, archive: Path, directory: Path) -> None:
     splits = select_rows(task.extract(archive))
     _check_classes(task, splits)
-    shutil.rmtree(directory, ignore_errors=True)  # a faulty copy, of whatever origin
     with published_directory(directory, overwrite=True) as scratch:
         hashes = {}
         for split, rows in splits.items():
