@@ -30,3 +30,11 @@ def opinions(tmp_path_factory):
     from tests.tiny_bert import write_opinions
 
     return write_opinions(tmp_path_factory.mktemp("opinions"))
+
+
+@pytest.fixture(scope="session")
+def llama_dir(tmp_path_factory):
+    """A tiny Llama with tied embeddings over bytes, without a tokenizer."""
+    from tests.tiny_llama import write_tied_llama
+
+    return write_tied_llama(tmp_path_factory.mktemp("llama"))
