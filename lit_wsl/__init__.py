@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from lit_wsl.merging import MergeReport as MergeReport
     from lit_wsl.merging import MergeSpec as MergeSpec
     from lit_wsl.merging import merge as merge
+    from lit_wsl.models.universal import get_merged_state_dict as get_merged_state_dict
+    from lit_wsl.models.universal import load_universal as load_universal
     from lit_wsl.state import open_state as open_state
 
 __version__ = "0.1.0"
@@ -14,11 +16,13 @@ __version__ = "0.1.0"
 _HOME = {
     "MergeReport": "lit_wsl.merging",
     "MergeSpec": "lit_wsl.merging",
+    "get_merged_state_dict": "lit_wsl.models.universal",
+    "load_universal": "lit_wsl.models.universal",
     "merge": "lit_wsl.merging",
     "open_state": "lit_wsl.state",
 }
 
-__all__ = ["MergeReport", "MergeSpec", "merge", "open_state"]
+__all__ = ["MergeReport", "MergeSpec", "get_merged_state_dict", "load_universal", "merge", "open_state"]
 
 
 def __getattr__(name: str) -> Any:

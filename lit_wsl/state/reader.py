@@ -240,17 +240,25 @@ def _checked_against(index: Path, weight_map: dict[str, str], reader: StateReade
     return reader
 
 
-def _load_torch(path: Path) -> dict[str, Tensor]:
-    """State dict of a torch file: mapped, never executed."""
+def read_torch_file(path: Path) -> Any:
+    """What a torch file holds: mapped, never executed.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, or holds objects that would run code.
+    """
     try:
         mapped = zipfile.is_zipfile(path)  # the old, unzipped format cannot be mapped
-        content: Any = torch.load(path, map_location="cpu", mmap=mapped or None, weights_only=True)
+        return torch.load(path, map_location="cpu", mmap=mapped or None, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_message(path, str(error))) from error
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise CheckpointError(f"{path} cannot be read ({reason}); it is truncated or no torch file.") from error
-    return unwrap(content, str(path))
+
+
+def _load_torch(path: Path) -> dict[str, Tensor]:
+    """State dict of a torch file."""
+    return unwrap(read_torch_file(path), str(path))
 
 
 def _unpickling_message(path: Path, text: str) -> str:

@@ -1,9 +1,13 @@
 """Low-rank factors of a weight update, and their folding into dense form."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+_BLOCK_ENTRIES = 1 << 18
+"""Entries of a weight that are worked on at once in float64: 2 MB, which stays in cache."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +85,60 @@ def apply_dora(weight: Tensor, update: Tensor, magnitude: Tensor) -> Tensor:
     """
     moved = weight + update
     return moved * (magnitude / torch.linalg.vector_norm(moved, dim=1)).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class RowUpdate:
+    """Factors that change the rows of a weight from ``start`` on; a fused projection has one for each part."""
+
+    factors: LoraFactors
+    start: int = 0
+
+    @property
+    def stop(self) -> int:
+        """Row behind the last one that changes."""
+        return self.start + self.factors.shape[0]
+
+
+def add_updates(weight: Tensor, updates: Sequence[RowUpdate], dtype: torch.dtype, sign: float = 1.0) -> Tensor:
+    """``weight`` plus ``sign`` times every update, summed in float64 block by block.
+
+    Args:
+        weight: Any shape, on any device; not modified.
+        updates: What is added; their stored width is that of the flattened weight.
+        dtype: Dtype of the result.
+        sign: 1 merges, -1 takes an update out again.
+
+    Returns:
+        A new tensor of the weight's shape on the CPU.
+    """
+    device = torch.device("cpu") if weight.device.type == "mps" else weight.device  # MPS has no float64
+    matrix = weight.detach().reshape(weight.shape[0], -1)
+    out = torch.empty(matrix.shape, dtype=dtype)
+    products = []
+    for update in updates:
+        left, right = (f.to(device) for f in update.factors.stored_factors(torch.float64))
+        products.append((update.start, update.stop, left * sign, right))
+    step = max(1, _BLOCK_ENTRIES // max(1, matrix.shape[1]))
+    for low in range(0, matrix.shape[0], step):
+        block = matrix[low : low + step].to(device, torch.float64, copy=True)
+        high = low + len(block)
+        for start, stop, left, right in products:
+            first, last = max(low, start), min(high, stop)
+            if first < last:
+                block[first - low : last - low].addmm_(left[first - start : last - start], right)
+        out[low:high] = block.to(dtype)
+    return out.reshape(weight.shape)
+
+
+def row_norms(weight: Tensor, *, transposed: bool) -> Tensor:
+    """Length of every output's weights, float64, shape ``(d_out,)``; a transposed weight keeps outputs in columns."""
+    matrix = weight.detach().reshape(weight.shape[0], -1).double()
+    return torch.linalg.vector_norm(matrix, dim=0 if transposed else 1)
+
+
+def scale_rows(weight: Tensor, factor: Tensor, *, transposed: bool) -> Tensor:
+    """``weight`` with every output's weights multiplied by its entry of ``factor``, float64."""
+    matrix = weight.detach().reshape(weight.shape[0], -1).double()
+    scaled = matrix * (factor if transposed else factor.unsqueeze(1))
+    return scaled.reshape(weight.shape)

@@ -1,0 +1,160 @@
+"""Raw state dict to plain state dict: every adapter folded into its weight."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_wsl.errors import CheckpointError
+from lit_wsl.models.universal.layout import AdaptedLayer, Layout
+from lit_wsl.state.formats import strip_wrappers
+from lit_wsl.tensors.lora import add_updates, row_norms, scale_rows
+
+MergedDtype = Literal["auto", "base", "float32"]
+"""Dtype of folded weights: the base's, float32, or (auto) the base's but float32 where that has 16 bits."""
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A plain state dict, and what it takes to undo the folding."""
+
+    state: dict[str, Tensor]
+    """Plain keys, merged weights."""
+    adapters: dict[str, Tensor] = field(default_factory=dict)
+    """Raw keys: tensors that the plain model lacks."""
+    base: dict[str, Tensor] = field(default_factory=dict)
+    """Raw keys: weights and biases before folding."""
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    """Layer to the row lengths of ``W0 + B A``, float64, for DoRA."""
+
+
+@torch.no_grad()
+def fold_state(
+    state: Mapping[str, Tensor],
+    layout: Layout,
+    ties: Iterable[list[str]] = (),
+    merged_dtype: MergedDtype = "auto",
+) -> Folded:
+    """Fold every adapter in float64; ``state`` and its tensors stay as they are.
+
+    Args:
+        state: State dict of an adapted model; wrapper components in its keys are stripped.
+        layout: Its adapted layers.
+        ties: Groups of raw keys that name one parameter.
+        merged_dtype: See :data:`MergedDtype`.
+
+    Returns:
+        The plain state dict. Tensors that no adapter changes are those of ``state``.
+
+    Raises:
+        CheckpointError: If a merged weight is not finite, or tied weights would differ.
+    """
+    state = {strip_wrappers(key): tensor for key, tensor in state.items()}
+    folded = Folded({})
+    for key, tensor in state.items():
+        plain = layout.plain(key)
+        if plain is None:
+            folded.adapters[key] = tensor
+        else:
+            folded.state[plain] = tensor
+    for layer in layout:
+        if layer.parts and layer.weight in state:
+            _fold_layer(layer, state, folded, merged_dtype)
+    _check_ties(folded.state, layout, ties)
+    return folded
+
+
+def _fold_layer(layer: AdaptedLayer, state: Mapping[str, Tensor], folded: Folded, merged_dtype: MergedDtype) -> None:
+    base = state[layer.weight]
+    dtype = _dtype_of_merged(base.dtype, merged_dtype)
+    updates = layer.updates(state, tuple(base.shape))
+    if layer.magnitude:
+        moved = add_updates(base, updates, torch.float64)
+        norms = row_norms(moved, transposed=layer.transposed)
+        factor = state[layer.magnitude].detach().double().cpu().flatten() / norms
+        merged = scale_rows(moved, factor, transposed=layer.transposed).to(dtype)
+        folded.norms[layer.name] = norms
+    else:
+        merged = add_updates(base, updates, dtype)
+    if not torch.isfinite(merged).all():
+        raise CheckpointError(
+            f"{layer.name}: the weight merged with its adapter is not finite; lower the learning rate, "
+            "or go back to an earlier checkpoint."
+        )
+    folded.state[f"{layer.name}.weight"] = merged
+    folded.base[layer.weight] = base
+    if any(part.shift for part in layer.parts):
+        bias = state[layer.bias]
+        folded.state[f"{layer.name}.bias"] = (bias.detach().double().cpu() + shift_of(layer, state)).to(dtype)
+        folded.base[layer.bias] = bias
+
+
+def shift_of(layer: AdaptedLayer, state: Mapping[str, Tensor]) -> Tensor:
+    """What the biases of the up projections add to the layer's bias, float64, on the CPU."""
+    return sum(
+        (part.scale * state[part.shift].detach().double().cpu() for part in layer.parts if part.shift),
+        start=torch.zeros((), dtype=torch.float64),
+    )
+
+
+def _dtype_of_merged(base: torch.dtype, merged_dtype: MergedDtype) -> torch.dtype:
+    if merged_dtype == "float32" or (merged_dtype == "auto" and base.itemsize < 4):
+        return torch.float32
+    return base
+
+
+def tied_groups(root: nn.Module) -> list[list[str]]:
+    """Groups of raw names that are one and the same parameter."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in root.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(strip_wrappers(name))
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def check_representable(root: nn.Module, layout: Layout) -> None:
+    """Refuse, before any training, adapters whose folded weights a plain model could not hold.
+
+    Raises:
+        CheckpointError: If one of several tied weights is adapted without the others.
+    """
+    parameters = {strip_wrappers(n): p for n, p in root.named_parameters(remove_duplicate=False)}
+    for group in tied_groups(root):
+        adapted = [layer for layer in layout if layer.parts and layer.weight in group]
+        if adapted and (len(adapted) < len(group) or not _share_factors(adapted, parameters)):
+            plain = ", ".join(layout.plain(key) or key for key in group)
+            raise CheckpointError(
+                f"{plain} are one tied tensor, and {adapted[0].name} is adapted by itself: no plain checkpoint can hold "
+                "that. Untie them (`untie_embeddings: true`, or `tie_word_embeddings=False`), adapt both with PEFT's "
+                "`ensure_weight_tying`, or adapt neither."
+            )
+
+
+def _share_factors(layers: list[AdaptedLayer], parameters: Mapping[str, Tensor]) -> bool:
+    """Whether all layers read the same memory, as PEFT's ``ensure_weight_tying`` makes them."""
+    places = {
+        frozenset(parameters[key].untyped_storage().data_ptr() for part in layer.parts for key in (part.A, part.B))
+        for layer in layers
+    }
+    return len(places) == 1
+
+
+def _check_ties(plain: Mapping[str, Tensor], layout: Layout, ties: Iterable[list[str]]) -> None:
+    for group in ties:
+        keys = [key for raw in group if (key := layout.plain(raw)) in plain]
+        for other in keys[1:]:
+            if not same_tensor(plain[keys[0]], plain[other]):
+                raise CheckpointError(
+                    f"{keys[0]} and {other} are tied but differ after merging; untie them, or adapt both "
+                    "(PEFT's `ensure_weight_tying`)."
+                )
+
+
+def same_tensor(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same memory, or hold equal values up to the rounding of one fold."""
+    if one.shape != other.shape:
+        return False
+    if one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() and one.stride() == other.stride():
+        return one.storage_offset() == other.storage_offset()
+    return torch.allclose(one.double().cpu(), other.double().cpu(), rtol=1e-6, atol=1e-9)

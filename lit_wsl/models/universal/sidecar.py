@@ -1,0 +1,69 @@
+"""What a checkpoint carries beside the plain state dict, so that the same configuration resumes exactly.
+
+It consists of tensors, text, lists and mappings alone, which ``torch.load(weights_only=True)`` accepts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lit_wsl.errors import CheckpointError
+from lit_wsl.models.universal.fold import Folded
+from lit_wsl.models.universal.layout import Layout
+
+SIDECAR_KEY = "lit_wsl_universal"
+VERSION = "1"
+Kind = Literal["exact", "factors", "none"]
+"""``exact`` keeps factors and base weights, ``factors`` the factors alone, ``none`` neither."""
+
+
+@dataclass(frozen=True)
+class SideCar:
+    """The adapters of one state dict."""
+
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    """Layer to its signature."""
+    adapters: Mapping[str, Tensor] = field(default_factory=dict)
+    base: Mapping[str, Tensor] = field(default_factory=dict)
+    norms: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def same_layers(self, layout: Layout) -> set[str]:
+        """Layers of ``layout`` whose adapters are kept here, and mean the same there."""
+        return {
+            layer.name
+            for layer in layout
+            if self.signatures.get(layer.name) == layer.signature() and self._complete(layer.name)
+        }
+
+    def _complete(self, name: str) -> bool:
+        return any(key.startswith(f"{name}.") for key in self.adapters)
+
+
+def pack(folded: Folded, layout: Layout, kind: Kind) -> dict[str, Any]:
+    """The side-car of one folded state dict."""
+    packed: dict[str, Any] = {"signatures": {layer.name: layer.signature() for layer in layout}}
+    if kind != "none":
+        packed["adapters"], packed["norms"] = folded.adapters, folded.norms
+    if kind == "exact":
+        packed["base"] = folded.base
+    return packed
+
+
+def unpack(checkpoint: Mapping[str, Any], state_key: str = "state_dict") -> SideCar:
+    """The side-car of one state dict in a checkpoint; empty when it has none.
+
+    Raises:
+        CheckpointError: If a newer version wrote it.
+    """
+    meta = checkpoint.get(SIDECAR_KEY)
+    if not isinstance(meta, Mapping):
+        return SideCar()
+    if meta.get("version") != VERSION:
+        raise CheckpointError(
+            f"The checkpoint's side-car has version {meta.get('version')!r}, this lit_wsl reads {VERSION!r}; "
+            "upgrade lit_wsl, or load the plain `state_dict` alone."
+        )
+    packed = meta.get("layers", {}).get(state_key, {})
+    return SideCar(**{name: packed.get(name, {}) for name in ("signatures", "adapters", "base", "norms")})
