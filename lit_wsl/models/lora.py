@@ -2,92 +2,58 @@
 
 Reference:
     LoRA, https://arxiv.org/abs/2106.09685; rsLoRA, https://arxiv.org/abs/2312.03732;
-    DoRA, https://arxiv.org/abs/2402.09353.
+    DoRA, https://arxiv.org/abs/2402.09353; PiSSA, https://arxiv.org/abs/2404.02948;
+    OLoRA, https://arxiv.org/abs/2406.01775.
 """
 
+import copy
 import json
-import re
+import logging
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
+from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.models.lora_spec import LoraSpec as LoraSpec
+from lit_wsl.models.lora_spec import active_spec as active_spec
+from lit_wsl.models.lora_targets import adapted_layers, peft_ranks, peft_targets
 from lit_wsl.state.adapters import HEAD_FILE, PREFIX, Adapter
 from lit_wsl.state.publish import published_directory
 from lit_wsl.state.writer import write_tensors
 
-# Others, PiSSA and OLoRA among them, change the base weights: their adapters fit no unchanged base.
-_INITIALISATIONS = ("gaussian", "orthogonal")
+logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class LoraSpec:
-    """Which layers get a low-rank adapter, and its form."""
-
-    rank: int = 8
-    """Rank of every adapter, at least 1."""
-    alpha: float = 16.0
-    """Numerator of the scaling ``alpha / rank``, above 0."""
-    target_modules: list[str] | str = field(default_factory=lambda: ["query", "key", "value", "dense"])
-    """Names of the adapted layers, matched on the last path components; a string is a regular expression
-    on the full path, or ``all-linear``."""
-    exclude_modules: list[str] = field(default_factory=lambda: ["pooler.dense"])
-    """Ends of the paths of layers left out although ``target_modules`` names them; those absent do not matter.
-    Mean pooling never reads BERT's pooler, so an adapter there would get no gradient."""
-    dropout: float = 0.0
-    """Dropout on the adapter's input, in [0, 1)."""
-    use_rslora: bool = False
-    """Scale by ``alpha / sqrt(rank)`` instead of ``alpha / rank``."""
-    use_dora: bool = False
-    """Learn the magnitude of each output separately (DoRA)."""
-    init_lora_weights: bool | str = True
-    """True starts at the base model's function, so do ``gaussian`` and ``orthogonal``; False does not."""
-
-    def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ConfigError: If a field is out of range.
-        """
-        if self.rank < 1:
-            raise ConfigError(f"`rank >= 1` must hold, got {self.rank}.")
-        if not self.alpha > 0:
-            raise ConfigError(f"`alpha > 0` must hold, got {self.alpha}.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"`0 <= dropout < 1` must hold, got {self.dropout}.")
-        if not self.target_modules:
-            raise ConfigError("`target_modules` must name at least one layer, got none.")
-        self._check_initialisation()
-
-    def _check_initialisation(self) -> None:
-        name = self.init_lora_weights
-        if not isinstance(name, bool) and name not in _INITIALISATIONS:
-            raise ConfigError(
-                f"init_lora_weights must be true, false, or one of {', '.join(_INITIALISATIONS)}, got {name!r}; "
-                "others change the base weights, so their adapters could not be merged."
-            )
-
-    @property
-    def scaling(self) -> float:
-        """Factor of the adapter's product ``B @ A``."""
-        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+_ADAPTER = "default"
 
 
 def inject_lora(model: nn.Module, spec: LoraSpec) -> None:
     """Freeze ``model`` and put trainable adapters into the layers that ``spec`` names, in place.
 
+    An empty specification leaves the model as it is, trainable.
+
     Raises:
-        ConfigError: If no layer matches ``target_modules``.
+        ConfigError: If ``spec`` names what the model does not have, or a layer that can have no such adapter.
     """
-    _check_targets(model, spec)
+    if spec.is_empty:
+        return
+    layers = adapted_layers(model, spec)
+    _check_initialisation(model, spec, layers)
+    _warn_of_ties(model, spec)
+    config = _peft_config(model, spec, layers)
     model.requires_grad_(False)
     try:
-        inject_adapter_in_model(_peft_config(spec, model), model)
-    except (ValueError, re.error) as error:
+        with warnings.catch_warnings():
+            # Said above in our words, and set for the layers at hand.
+            warnings.filterwarnings("ignore", message=r"Model has `tie_word_embeddings=True`")
+            warnings.filterwarnings("ignore", message=r"fan_in_fan_out is set to")
+            inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    except ValueError as error:
         raise ConfigError(
             f"target_modules {spec.target_modules!r} do not fit {type(model).__name__}: {error}"
         ) from error
@@ -105,19 +71,40 @@ def load_adapter(model: nn.Module, spec: LoraSpec, directory: Path) -> None:
         CheckpointError: If the directory is no adapter, or of another form than ``spec``.
     """
     adapter = Adapter(Path(directory))
-    config = adapter.config
-    theirs = (config.r, config.lora_alpha, config.use_rslora, config.use_dora)
-    if theirs != (spec.rank, spec.alpha, spec.use_rslora, spec.use_dora):
-        raise CheckpointError(
-            f"{directory} has rank {config.r}, alpha {config.lora_alpha:g}, rsLoRA {config.use_rslora}, "
-            f"DoRA {config.use_dora}, the `lora` settings say otherwise; make them agree."
-        )
     state = {key.removeprefix(PREFIX): adapter.state.read(key) for key in adapter.state.keys()}
-    expected = get_peft_model_state_dict(model)
+    _check_form(model, spec, adapter)
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     differing = sorted(set(expected) ^ set(state)) or [k for k in state if state[k].shape != expected[k].shape]
     if differing:
         raise CheckpointError(f"{directory} does not fit the `lora` settings at {differing[0]!r}; make them agree.")
     set_peft_model_state_dict(model, state)
+
+
+def _check_form(model: nn.Module, spec: LoraSpec, adapter: Adapter) -> None:
+    """Refuse an adapter that scales a layer otherwise, or is of another kind."""
+    config = adapter.config
+    scalings = {name: m.scaling[_ADAPTER] for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+    differing = [name for name, scaling in scalings.items() if config.scale(name) != scaling]
+    if differing or (config.use_rslora, config.use_dora) != (spec.use_rslora, spec.use_dora):
+        name = next(iter(differing or scalings))
+        raise CheckpointError(
+            f"{adapter.directory} has rank {config.r}, lora_alpha {config.lora_alpha:g}, rsLoRA {config.use_rslora}, "
+            f"DoRA {config.use_dora} and scales {name!r} by {config.scale(name):g}; the `lora` settings scale it by "
+            f"{scalings[name]:g}, rsLoRA {spec.use_rslora}, DoRA {spec.use_dora}; make them agree."
+        )
+
+
+def check_saveable(spec: LoraSpec) -> None:
+    """Refuse to save adapters whose initialisation changed the base weights.
+
+    Raises:
+        CheckpointError: If it did.
+    """
+    if spec.changes_base:
+        raise CheckpointError(
+            f"The factors of init_lora_weights {spec.init_lora_weights!r} fit no unchanged base, so no adapter can be "
+            "saved; keep a checkpoint and run `lit-wsl export CKPT --format hf`."
+        )
 
 
 def save_adapter(
@@ -140,38 +127,43 @@ def save_adapter(
         head_metadata: Metadata of that file.
 
     Raises:
-        CheckpointError: If the directory cannot be written, or holds something else.
+        CheckpointError: If the factors fit no unchanged base, or the directory cannot be written or holds
+            something else.
     """
-    factors = {f"{PREFIX}{name}": tensor for name, tensor in get_peft_model_state_dict(model).items()}
+    check_saveable(spec)
+    # The base of an adapted embedding is no part of the adapter, though PEFT would add it.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    factors = {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
     with published_directory(Path(directory), overwrite=True) as scratch:
         write_tensors(scratch / "adapter_model.safetensors", factors)
-        (scratch / "adapter_config.json").write_text(
-            _config_json(_peft_config(spec, model), base_model), encoding="utf-8"
-        )
+        (scratch / "adapter_config.json").write_text(_config_json(model, base_model), encoding="utf-8")
         if head is not None:
             write_tensors(scratch / HEAD_FILE, head, head_metadata)
 
 
-def _peft_config(spec: LoraSpec, model: nn.Module) -> LoraConfig:
-    # PEFT warns of exclusions that exclude nothing.
-    names = [f".{name}" for name, _ in model.named_modules()]
-    excluded = [end for end in spec.exclude_modules if any(name.endswith(f".{end}") for name in names)]
+def _peft_config(model: nn.Module, spec: LoraSpec, layers: Mapping[str, int]) -> LoraConfig:
+    usual, patterns = peft_ranks(layers)
     return LoraConfig(
-        exclude_modules=excluded or None,
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        target_modules=spec.target_modules,
+        r=usual,
+        rank_pattern=patterns,
+        lora_alpha=spec.lora_alpha,
+        target_modules=peft_targets(layers, model),
         lora_dropout=spec.dropout,
         use_rslora=spec.use_rslora,
         use_dora=spec.use_dora,
         init_lora_weights=spec.init_lora_weights,
+        fan_in_fan_out=any(isinstance(model.get_submodule(name), Conv1D) for name in layers),
     )
 
 
-def _config_json(config: LoraConfig, base_model: str) -> str:
+def _config_json(model: Any, base_model: str) -> str:
     """The configuration as PEFT writes it, with sorted keys and sets so that equal runs give equal bytes."""
+    config = copy.deepcopy(model.peft_config[_ADAPTER])
     config.base_model_name_or_path = base_model
     config.inference_mode = True
+    # PEFT leaves here what the last layer needed.
+    adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    config.fan_in_fan_out = any(isinstance(module.get_base_layer(), Conv1D) for module in adapted)
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=_jsonable) + "\n"
 
 
@@ -179,15 +171,33 @@ def _jsonable(value: Any) -> Any:
     return sorted(value) if isinstance(value, set) else str(value)
 
 
-def _check_targets(model: nn.Module, spec: LoraSpec) -> None:
-    if isinstance(spec.target_modules, str):
+def _check_initialisation(model: nn.Module, spec: LoraSpec, layers: Mapping[str, int]) -> None:
+    """Refuse to change base weights where that would not leave the function as it was."""
+    if not spec.changes_base:
         return
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules() if name}
-    for target in spec.target_modules:
-        if target.rpartition(".")[2] not in names:
-            layers = {
-                name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
-            }
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name.rpartition(".")[0])
+    for name in layers:
+        layer = model.get_submodule(name)
+        if spec.init_lora_weights == "olora" and isinstance(layer, Conv1D):
+            raise ConfigError(f"init_lora_weights olora does not fit the Conv1D layer {name!r}; use `pissa`.")
+        weight = getattr(layer, "weight", None)
+        sharing = owners.get(id(weight), []) if not isinstance(layer, nn.Embedding) else []
+        if len(sharing) > 1:
             raise ConfigError(
-                f"target_modules: no layer {target!r} in {type(model).__name__}. {did_you_mean(target, layers)}"
+                f"init_lora_weights {spec.init_lora_weights} would change the weight of {name!r}, which "
+                f"{next(other for other in sharing if other != name)!r} shares; untie them, or leave {name!r} out."
             )
+
+
+def _warn_of_ties(model: Any, spec: LoraSpec) -> None:
+    """Say that an adapter on a tied embedding leaves the output side as it is."""
+    if not spec.input_embedding_rank or getattr(model, "get_output_embeddings", None) is None:
+        return
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is model.get_input_embeddings().weight:
+        logger.warning(
+            "The output embedding shares the weight of the adapted input embedding and stays at the base; "
+            "`untie_embeddings` gives it a weight of its own."
+        )

@@ -90,13 +90,13 @@ def test_the_configuration_is_saved_and_may_be_overwritten(tiny, place):
     for _ in range(2):
         assert run_trainer(_arguments(tiny, "--trainer.max_epochs=1", *logged)) == 0
     [saved] = place.rglob("config.yaml")
-    assert yaml.safe_load(saved.read_text())["model"]["init_args"]["lora"]["alpha"] == 16
+    assert yaml.safe_load(saved.read_text())["model"]["init_args"]["lora"]["lora_alpha"] == 16
 
 
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--model.init_args.lora.rank=0", "rank >= 1"),
+        ("--model.init_args.lora.rank=-1", "rank >= 0"),
         ("--data.init_args.task=sentimant", "Did you mean 'sentiment'"),
         ("--model.init_args.model=/no/such/model", "does not exist"),
         ("--threads=0", "threads >= 1"),

@@ -21,7 +21,7 @@ def trained(bert, opinions, tmp_path_factory):
     """A LoRA trained on the opinions: the module, its data, its adapter directory."""
     torch.manual_seed(0)
     data = TextClassificationData(bert, task=str(opinions), batch_size=8)
-    spec = LoraSpec(rank=4, alpha=8)
+    spec = LoraSpec(rank=4, lora_alpha=8)
     module = SequenceClassificationModule(
         bert, spec, labels=data.labels, prompts=data.prompts, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2)
     )

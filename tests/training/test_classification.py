@@ -35,7 +35,7 @@ def _pair(bert_dir, opinions, lora, head="prompt", **settings):
     return module, data
 
 
-@pytest.mark.parametrize("lora", [None, LoraSpec(rank=4, alpha=8, dropout=0.1)], ids=["whole", "lora"])
+@pytest.mark.parametrize("lora", [None, LoraSpec(rank=4, lora_alpha=8, dropout=0.1)], ids=["whole", "lora"])
 @pytest.mark.parametrize("head", ["prompt", "linear"])
 def test_fit_learns_and_writes_what_it_learned(bert_dir, opinions, tmp_path, lora, head):
     module, data = _pair(bert_dir, opinions, lora, head)
@@ -155,21 +155,21 @@ def test_the_callback_refuses_a_foreign_module_before_training(tmp_path):
 
 @pytest.mark.parametrize("head", ["prompt", "linear"])
 def test_a_saved_adapter_scores_what_it_scored(bert_dir, opinions, tmp_path, head):
-    module, data = _pair(bert_dir, opinions, LoraSpec(rank=4, alpha=8), head)
+    module, data = _pair(bert_dir, opinions, LoraSpec(rank=4, lora_alpha=8), head)
     trainer = _trainer(tmp_path, max_epochs=3, callbacks=[SaveAdapter(tmp_path / "out")])
     trainer.fit(module, data)
     expected = trainer.test(module, data, verbose=False)[0]
-    again, _ = _pair(bert_dir, opinions, LoraSpec(rank=4, alpha=8), head, adapter=tmp_path / "out")
+    again, _ = _pair(bert_dir, opinions, LoraSpec(rank=4, lora_alpha=8), head, adapter=tmp_path / "out")
     assert _trainer(tmp_path).test(again, data, verbose=False)[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_an_adapter_of_another_form_is_refused(bert_dir, opinions, tmp_path):
-    module, _ = _pair(bert_dir, opinions, LoraSpec(rank=4, alpha=8))
+    module, _ = _pair(bert_dir, opinions, LoraSpec(rank=4, lora_alpha=8))
     module.save_adapter(tmp_path / "out")
     with pytest.raises(CheckpointError, match="rank 4"):
-        _pair(bert_dir, opinions, LoraSpec(rank=2, alpha=8), adapter=tmp_path / "out")
+        _pair(bert_dir, opinions, LoraSpec(rank=2, lora_alpha=8), adapter=tmp_path / "out")
     with pytest.raises(CheckpointError, match="does not fit"):
-        spec = LoraSpec(rank=4, alpha=8, target_modules=["query"])
+        spec = LoraSpec(rank=4, lora_alpha=8, target_modules=["query"])
         _pair(bert_dir, opinions, spec, adapter=tmp_path / "out")
     with pytest.raises(ConfigError, match="lora"):
         _pair(bert_dir, opinions, None, adapter=tmp_path / "out")
