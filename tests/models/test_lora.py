@@ -208,7 +208,9 @@ def test_by_default_the_linear_layers_of_attention_are_adapted(bert_dir, llama_d
 
 
 def test_conv1d_of_gpt2_is_linear_and_folds(tmp_path, recwarn):
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8, initializer_range=0.3, bos_token_id=0)
+    config = GPT2Config(
+        n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8, initializer_range=0.3, bos_token_id=0
+    )
     base = GPT2LMHeadModel(config).eval()
     base.save_pretrained(tmp_path / "base")
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
