@@ -15,10 +15,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lit_wsl.callbacks.save_adapter import SaveAdapter as SaveAdapter  # found by its short name on the command line
 from lit_wsl.cli.parser import OneLineErrors
 from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.training.classification import SequenceClassificationModule
-from lit_wsl.training.export import SaveAdapter as SaveAdapter  # found by its short name on the command line
 from lit_wsl.training.text import TextClassificationData
 
 TRAINER_COMMANDS = tuple(LightningCLI.subcommands())

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -105,7 +106,7 @@ def _check_names(model: nn.Module, targets: list[str]) -> None:
             raise ConfigError(f"target_modules: no layer {target!r} in {type(model).__name__}. {hint}")
 
 
-def _input_embedding(model: nn.Module, spec: LoraSpec) -> str:
+def _input_embedding(model: Any, spec: LoraSpec) -> str:
     """Name of the input embedding."""
     try:
         embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None

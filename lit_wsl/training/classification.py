@@ -4,12 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -17,20 +14,15 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModel, AutoTokenizer
 
 from lit_wsl.errors import ConfigError
-from lit_wsl.models.lora import LoraSpec, inject_lora, load_adapter, save_adapter
+from lit_wsl.models.lora import LoraSpec
 from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
-from lit_wsl.state.publish import published_directory
-from lit_wsl.state.writer import write_tensors
 from lit_wsl.training.encoder import PromptHead, class_prototypes, embed, load_head
+from lit_wsl.training.module import BackboneModule, adamw
 from lit_wsl.training.text import Batch
 
 
-def _adamw(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3)
-
-
-class SequenceClassificationModule(LightningModule):
+class SequenceClassificationModule(BackboneModule):
     """An encoder, masked mean pooling, unit-length embeddings and a head.
 
     Args:
@@ -47,6 +39,8 @@ class SequenceClassificationModule(LightningModule):
         lr_scheduler: Makes a schedule from the optimizer, stepped every epoch.
     """
 
+    backbone_name = "encoder"
+
     def __init__(
         self,
         model: str,
@@ -56,17 +50,12 @@ class SequenceClassificationModule(LightningModule):
         labels: list[str] | None = None,
         prompts: list[str] | None = None,
         encoder_dropout: float | None = 0.0,
-        optimizer: OptimizerCallable = _adamw,
+        optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__()
-        # A checkpoint holds the specification as a plain mapping, which `load_from_checkpoint` gives back.
-        self.lora = LoraSpec(**lora) if isinstance(lora, Mapping) else lora
+        super().__init__(model, lora, optimizer, lr_scheduler)
         self.labels, self.prompts = _check_classes(labels, prompts)
-        self.base_model = model
         self.head_kind = head
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
         self.save_hyperparameters(
             {
                 "model": model,
@@ -83,22 +72,13 @@ class SequenceClassificationModule(LightningModule):
             _set_dropout(self.encoder, encoder_dropout)
         # The head comes first: its prototypes are those of the base, before any adapter.
         self.head = self._make_head(directory)
-        if self.lora:
-            inject_lora(self.encoder, self.lora)
-        if adapter is not None:
-            self._load(Path(adapter))
+        self._adapt(adapter)
+        if adapter is not None and head == "linear":
+            self.head.load_state_dict(load_head(Path(adapter) / HEAD_FILE).state_dict())
         if (pooler := getattr(self.encoder, "pooler", None)) is not None:
             pooler.requires_grad_(False)  # mean pooling never reads it: it would get no gradient
         self.encoder.train()  # transformers loads in evaluation mode, which Lightning would keep
         self.metrics = nn.ModuleDict({stage: _metrics(stage, len(self.labels)) for stage in ("val", "test")})
-
-    def _load(self, directory: Path) -> None:
-        """Take over the trained adapter and head of a directory."""
-        if self.lora is None:
-            raise ConfigError(f"To load the adapter {directory}, give the `lora` settings that it was trained with.")
-        load_adapter(self.encoder, self.lora, directory)
-        if self.head_kind == "linear":
-            self.head.load_state_dict(load_head(directory / HEAD_FILE).state_dict())
 
     def _make_head(self, directory: Path) -> nn.Module:
         if self.head_kind == "linear":
@@ -138,39 +118,8 @@ class SequenceClassificationModule(LightningModule):
         self.log(f"{stage}/loss", F.cross_entropy(logits, targets), batch_size=size)
         self.log_dict(metrics, prog_bar=True, batch_size=size)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer over the named trainable parameters, with its schedule if there is one."""
-        optimizer = self.optimizer([(n, p) for n, p in self.named_parameters() if p.requires_grad])
-        if self.lr_scheduler is None:
-            return optimizer
-        scheduler: Any = self.lr_scheduler(optimizer)
-        monitor = getattr(scheduler, "monitor", "val/loss")
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
-
-    def save_adapter(self, directory: Path) -> None:
-        """Write the adapters as a PEFT directory, with the head in ``head.safetensors``.
-
-        Raises:
-            ConfigError: If the module trains without LoRA.
-            CheckpointError: If the directory cannot be written.
-        """
-        if self.lora is None:
-            raise ConfigError("No adapter to save: the module trains without `lora`; use `save_pretrained`.")
-        save_adapter(self.encoder, self.lora, directory, self.base_model, self.head.state_dict(), self._head_metadata())
-
-    def save_pretrained(self, directory: Path) -> None:
-        """Write what was trained: a PEFT directory with LoRA, else the encoder and tokenizer in HF's layout.
-
-        Raises:
-            CheckpointError: If the directory cannot be written.
-        """
-        if self.lora is not None:
-            self.save_adapter(directory)
-            return
-        with published_directory(Path(directory), overwrite=True) as scratch:
-            self.encoder.save_pretrained(scratch)
-            AutoTokenizer.from_pretrained(model_dir(self.base_model)).save_pretrained(scratch)
-            write_tensors(scratch / HEAD_FILE, self.head.state_dict(), self._head_metadata())
+    def _head_state(self) -> Mapping[str, Tensor]:
+        return self.head.state_dict()
 
     def _head_metadata(self) -> dict[str, str]:
         return {

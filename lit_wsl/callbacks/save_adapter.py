@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_wsl.errors import ConfigError
+from lit_wsl.models.lora import LoraSpec, check_saveable
 from lit_wsl.state.publish import check_target
 
 logger = logging.getLogger(__name__)
@@ -27,10 +28,14 @@ class SaveAdapter(Callback):
 
         Raises:
             ConfigError: If the module has no ``save_pretrained``.
-            CheckpointError: If the directory cannot be made, or holds something else than an earlier save.
+            CheckpointError: If the directory cannot be made, or holds something else than an earlier save, or if
+                the adapters will fit no unchanged base.
         """
+        lora = getattr(pl_module, "lora", None)
         if stage == "fit":
             check_target(self.directory, overwrite=True)
+            if isinstance(lora, LoraSpec):
+                check_saveable(lora)
         if not callable(getattr(pl_module, "save_pretrained", None)):
             raise ConfigError(f"SaveAdapter: {type(pl_module).__name__} has no `save_pretrained`; remove the callback.")
 

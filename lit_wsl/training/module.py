@@ -1,0 +1,160 @@
+"""What our LightningModules share: a transformers backbone, trained whole or through LoRA."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel
+
+from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.models.lora import LoraSpec, active_spec, inject_lora, load_adapter, save_adapter
+from lit_wsl.state.adapters import HEAD_FILE
+from lit_wsl.state.locate import model_dir
+from lit_wsl.state.publish import published_directory
+from lit_wsl.state.writer import write_tensors
+
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW with a learning rate of 1e-3."""
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+class BackboneModule(LightningModule):
+    """A transformers model under the attribute ``backbone_name``, with or without adapters.
+
+    A subclass builds its backbone after ``super().__init__`` and then calls :meth:`_adapt`.
+
+    Args:
+        base_model: Where the backbone's base is; None if it has none on disk.
+        lora: Adapters to train; without it, or if it adapts nothing, the whole backbone trains.
+        optimizer: Makes the optimizer from the trainable parameters.
+        lr_scheduler: Makes a schedule from the optimizer, stepped every epoch.
+    """
+
+    backbone_name: ClassVar[str]
+    """Attribute that holds the backbone."""
+
+    def __init__(
+        self,
+        base_model: str | None,
+        lora: LoraSpec | Mapping[str, Any] | None,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
+        super().__init__()
+        self.base_model = base_model
+        self.lora = active_spec(lora)
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The transformers model that adapters go into and checkpoints describe."""
+        return getattr(self, self.backbone_name)
+
+    def _adapt(self, adapter: Path | None) -> None:
+        """Put adapters into the backbone, with the trained factors of a directory if one is given."""
+        if self.lora is not None:
+            inject_lora(self.backbone, self.lora)
+        if adapter is None:
+            return
+        if self.lora is None:
+            raise ConfigError(f"To load the adapter {adapter}, give the `lora` settings that it was trained with.")
+        load_adapter(self.backbone, self.lora, Path(adapter))
+
+    def configure_model(self) -> None:
+        """Under a device mesh, shard each block of the backbone, the backbone, and what else trains, once.
+
+        Raises:
+            ConfigError: If the mesh asks for tensor parallelism.
+        """
+        mesh = self.device_mesh
+        if mesh is None:
+            return
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        if isinstance(self.backbone, FSDPModule):  # Lightning calls this for every stage
+            return
+        if "tensor_parallel" in (mesh.mesh_dim_names or ()) and mesh["tensor_parallel"].size() > 1:
+            raise ConfigError(
+                f"`tensor_parallel_size = 1` must hold, got {mesh['tensor_parallel'].size()}; "
+                "raise `data_parallel_size` instead."
+            )
+        others = [module for module in self.children() if module is not self.backbone and _is_trained(module)]
+        for module in (*_blocks(self.backbone), self.backbone, *others):
+            fully_shard(module, mesh=mesh["data_parallel"])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer over the named trainable parameters, with its schedule if there is one."""
+        optimizer = self.optimizer([(n, p) for n, p in self.named_parameters() if p.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler: Any = self.lr_scheduler(optimizer)
+        monitor = getattr(scheduler, "monitor", "val/loss")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
+
+    def save_adapter(self, directory: Path) -> None:
+        """Write the adapters as a PEFT directory, with the head, if there is one, in ``head.safetensors``.
+
+        Raises:
+            ConfigError: If the module trains without LoRA.
+            CheckpointError: If the adapters fit no base on disk, or the directory cannot be written.
+        """
+        if self.lora is None:
+            raise ConfigError("No adapter to save: the module trains without `lora`; use `save_pretrained`.")
+        if self.base_model is None:
+            raise CheckpointError(
+                "The base of these adapters is a configuration with random weights, so no adapter can be saved; "
+                "keep a checkpoint and run `lit-wsl export CKPT --format hf`."
+            )
+        save_adapter(self.backbone, self.lora, directory, self.base_model, self._head_state(), self._head_metadata())
+
+    def save_pretrained(self, directory: Path) -> None:
+        """Write what was trained: a PEFT directory with LoRA, else backbone and tokenizer in HF's layout.
+
+        Raises:
+            CheckpointError: If the adapters fit no base on disk, or the directory cannot be written.
+        """
+        if self.lora is not None:
+            self.save_adapter(directory)
+            return
+        with published_directory(Path(directory), overwrite=True) as scratch:
+            self.backbone.save_pretrained(scratch)
+            self._save_tokenizer(scratch)
+            head = self._head_state()
+            if head is not None:
+                write_tensors(scratch / HEAD_FILE, head, self._head_metadata())
+
+    def _save_tokenizer(self, directory: Path) -> None:
+        """Write the base's tokenizer, if it has one."""
+        if self.base_model is None:
+            return
+        base = model_dir(self.base_model)
+        if any((base / name).exists() for name in _TOKENIZER_FILES):
+            AutoTokenizer.from_pretrained(base).save_pretrained(directory)
+
+    def _head_state(self) -> Mapping[str, Tensor] | None:
+        """Tensors of a task head that the backbone has no place for."""
+        return None
+
+    def _head_metadata(self) -> Mapping[str, str] | None:
+        """What a reader must know of that head."""
+        return None
+
+
+def _blocks(backbone: nn.Module) -> list[nn.Module]:
+    """Entries of the module list with the most parameters."""
+    lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList)]
+    sizes = [sum(parameter.numel() for parameter in blocks.parameters()) for blocks in lists]
+    return list(lists[sizes.index(max(sizes))]) if lists else []
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
