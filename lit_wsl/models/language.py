@@ -1,0 +1,118 @@
+"""Language models: weights from a directory, or random weights from a configuration."""
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.state.locate import model_dir
+
+
+def read_model_config(path: Path) -> dict[str, Any]:
+    """The mapping in a ``.json`` file.
+
+    Raises:
+        ConfigError: If the file cannot be read or holds something else.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"Model configuration {path} does not exist; check the path.") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Model configuration {path} cannot be read ({error}); it must be a JSON object.") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f'Model configuration {path} is no JSON object; write `{{"model_type": ...}}`.')
+    return config
+
+
+def load_causal_lm(model: str) -> PreTrainedModel:
+    """The language model in a directory, in evaluation mode, with every weight read.
+
+    Args:
+        model: A directory, ``package:NAME/dir``, or a hub id.
+
+    Raises:
+        CheckpointError: If nothing is there, weights are missing, or they are of no language model.
+    """
+    directory = model_dir(model)
+    try:
+        loaded, report = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory} has no weights or configuration to load ({_line(error)}); for random weights give "
+            "the path of its config.json."
+        ) from error
+    except (ValueError, StrictDataclassError) as error:
+        raise CheckpointError(f"{directory} is no language model that can be loaded ({_line(error)}).") from error
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise CheckpointError(
+            f"{directory} lacks {len(lacking)} weights of {type(loaded).__name__}, first {lacking[0]!r}, which would "
+            "be random; give a directory of a language model."
+        )
+    return loaded
+
+
+def make_causal_lm(config: Mapping[str, Any]) -> PreTrainedModel:
+    """A language model with random weights from the current seed.
+
+    Args:
+        config: A transformers configuration; ``model_type`` is required.
+
+    Raises:
+        ConfigError: If the type is unknown, or a key or value does not fit it.
+    """
+    return AutoModelForCausalLM.from_config(_transformers_config(config))
+
+
+def untie_embeddings(model: Any) -> None:
+    """Give the output embedding a copy of a weight that it shares with the input embedding, in place.
+
+    Raises:
+        ConfigError: If the model has no output embedding.
+    """
+    output = model.get_output_embeddings()
+    if output is None:
+        raise ConfigError(f"untie_embeddings: {type(model).__name__} has no output embedding; leave it out.")
+    if output.weight is model.get_input_embeddings().weight:
+        output.weight = nn.Parameter(output.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+def _transformers_config(config: Mapping[str, Any]) -> PreTrainedConfig:
+    kind = config.get("model_type")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if kind is None:
+            raise ConfigError("Model configuration: `model_type` is missing; write for example `model_type: llama`.")
+        hint = _nearest(str(kind), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise ConfigError(f"Model configuration: transformers has no language model of model_type {kind!r}. {hint}")
+    cls = CONFIG_MAPPING[kind]
+    known = {"model_type", *inspect.signature(cls).parameters, *vars(PreTrainedConfig()), *cls.attribute_map}
+    try:
+        made = cls(**{name: value for name, value in config.items() if name != "model_type"})
+    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"Model configuration of type {kind!r}: {_line(error)}") from error
+    # What a configuration does not know it keeps as an attribute; older names it takes over into new ones.
+    for name in config:
+        if name not in known and name in vars(made):
+            raise ConfigError(f"Model configuration of type {kind!r} has no key {name!r}. {_nearest(name, known)}")
+    return made
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Suggestion from a list too long to print."""
+    near = get_close_matches(name, sorted(known), n=1, cutoff=0)
+    return f"The nearest known is {near[0]!r}."
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,160 @@
+"""A language model that predicts the next token, trained whole or through LoRA."""
+
+import copy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+from torchmetrics.text import Perplexity
+
+from lit_wsl.errors import DataError
+from lit_wsl.models.language import load_causal_lm, make_causal_lm, read_model_config, untie_embeddings
+from lit_wsl.models.lora import LoraSpec
+from lit_wsl.training.module import BackboneModule, adamw
+
+Batch = dict[str, Tensor]
+"""``input_ids``, ``labels`` and, where there is padding, ``attention_mask``, shape ``(b, s)``."""
+
+IGNORED = -100
+"""Label of a token that is not to be predicted."""
+
+
+class CausalLMModule(BackboneModule):
+    """A transformers language model under next-token cross-entropy, averaged over the predicted tokens.
+
+    Args:
+        model: A directory with weights, ``package:NAME/dir``, or a hub id; or a transformers configuration, as the
+            path of a ``.json`` file or as a mapping with ``model_type``, which gives random weights from the seed.
+        lora: Adapters to train; without it the whole model trains.
+        adapter: Directory of a trained adapter to start from, or to test; ``lora`` must fit it.
+        untie_embeddings: Give the output embedding a weight of its own where it shares that of the input.
+        optimizer: Makes the optimizer from the trainable parameters.
+        lr_scheduler: Makes a schedule from the optimizer, stepped every epoch.
+    """
+
+    backbone_name = "model"
+
+    def __init__(
+        self,
+        model: str | dict[str, Any],
+        lora: LoraSpec | None = None,
+        adapter: Path | None = None,
+        *,
+        untie_embeddings: bool = False,
+        optimizer: OptimizerCallable = adamw,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        source = _source(model)
+        super().__init__(source if isinstance(source, str) else None, lora, optimizer, lr_scheduler)
+        self.save_hyperparameters(
+            {
+                "model": source,
+                "lora": asdict(self.lora) if self.lora else None,
+                "untie_embeddings": untie_embeddings,
+            }
+        )
+        self.model = _build(source, untie=untie_embeddings)
+        self._adapt(adapter)
+        self.model.train()  # transformers loads in evaluation mode, which Lightning would keep
+        self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("val", "test")})
+
+    def setup(self, stage: str) -> None:
+        """Refuse data with token ids beyond the vocabulary, before any step.
+
+        Raises:
+            DataError: If the data module's ``largest_id`` has no embedding.
+        """
+        super().setup(stage)
+        largest = getattr(getattr(self.trainer, "datamodule", None), "largest_id", None)
+        vocabulary = self.model.config.get_text_config().vocab_size
+        if largest is not None and largest >= vocabulary:
+            raise DataError(
+                f"The data has token id {largest}, the model a vocabulary of {vocabulary}; "
+                "give the data the tokenizer of the model."
+            )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits of shape ``(b, s, vocabulary)``."""
+        output = self.model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), use_cache=False)
+        logits: Tensor = output.logits
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy of the predicted tokens."""
+        loss, _ = next_token_loss(self(batch), batch["labels"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Empty the metrics."""
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Empty the metrics."""
+        self._reset("test")
+
+    def _reset(self, stage: Literal["val", "test"]) -> None:
+        # What Lightning resets at the end of `validate` are inference tensors, which `fit` cannot add to.
+        metrics: Any = self.metrics[stage]
+        for metric in metrics.values():
+            metric.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``val/loss`` and ``val/perplexity``."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log ``test/loss`` and ``test/perplexity``."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Logits of shape ``(b, s, vocabulary)``."""
+        logits: Tensor = self(batch)
+        return logits
+
+    def _evaluate(self, stage: Literal["val", "test"], batch: Batch) -> None:
+        logits, labels = self(batch), batch["labels"]
+        loss, tokens = next_token_loss(logits, labels)
+        metrics: Any = self.metrics[stage]
+        metrics["loss"].update(loss, tokens)
+        metrics["perplexity"].update(logits[:, :-1].float(), labels[:, 1:])
+        for name, metric in metrics.items():
+            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(labels))
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of every position's prediction of the next label, and the number of those labels.
+
+    Args:
+        logits: Shape ``(b, s, vocabulary)``.
+        labels: Shape ``(b, s)``; -100 is not predicted.
+
+    Returns:
+        The mean in float32, zero if nothing is predicted, and the count.
+    """
+    targets = labels[:, 1:].flatten()
+    tokens = (targets != IGNORED).sum()
+    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
+    return total / tokens.clamp(min=1), tokens
+
+
+def _build(source: str | dict[str, Any], *, untie: bool) -> Any:
+    model = load_causal_lm(source) if isinstance(source, str) else make_causal_lm(source)
+    if untie:
+        untie_embeddings(model)
+    return model
+
+
+def _source(model: str | dict[str, Any]) -> str | dict[str, Any]:
+    """Where the weights are, or the configuration itself, so that a checkpoint needs no file beside it."""
+    if isinstance(model, str):
+        return read_model_config(Path(model)) if model.endswith(".json") else model
+    return copy.deepcopy(model)
+
+
+def _metrics() -> nn.ModuleDict:
+    return nn.ModuleDict({"loss": MeanMetric(), "perplexity": Perplexity(ignore_index=IGNORED)})
