@@ -99,6 +99,10 @@ class RowUpdate:
         """Row behind the last one that changes."""
         return self.start + self.factors.shape[0]
 
+    def on(self, device: torch.device) -> LoraFactors:
+        """The factors on a device."""
+        return replace(self.factors, A=self.factors.A.to(device), B=self.factors.B.to(device))
+
 
 def add_updates(weight: Tensor, updates: Sequence[RowUpdate], dtype: torch.dtype, sign: float = 1.0) -> Tensor:
     """``weight`` plus ``sign`` times every update, summed in float64 block by block.
@@ -117,7 +121,7 @@ def add_updates(weight: Tensor, updates: Sequence[RowUpdate], dtype: torch.dtype
     out = torch.empty(matrix.shape, dtype=dtype)
     products = []
     for update in updates:
-        left, right = (f.to(device) for f in update.factors.stored_factors(torch.float64))
+        left, right = update.on(device).stored_factors(torch.float64)
         products.append((update.start, update.stop, left * sign, right))
     step = max(1, _BLOCK_ENTRIES // max(1, matrix.shape[1]))
     for low in range(0, matrix.shape[0], step):
@@ -132,13 +136,17 @@ def add_updates(weight: Tensor, updates: Sequence[RowUpdate], dtype: torch.dtype
 
 
 def row_norms(weight: Tensor, *, transposed: bool) -> Tensor:
-    """Length of every output's weights, float64, shape ``(d_out,)``; a transposed weight keeps outputs in columns."""
-    matrix = weight.detach().reshape(weight.shape[0], -1).double()
+    """Length of every output's weights; a transposed weight keeps outputs in columns.
+
+    Returns:
+        Shape ``(d_out,)``, float64, on the CPU.
+    """
+    matrix = weight.detach().cpu().reshape(weight.shape[0], -1).double()
     return torch.linalg.vector_norm(matrix, dim=0 if transposed else 1)
 
 
 def scale_rows(weight: Tensor, factor: Tensor, *, transposed: bool) -> Tensor:
-    """``weight`` with every output's weights multiplied by its entry of ``factor``, float64."""
-    matrix = weight.detach().reshape(weight.shape[0], -1).double()
+    """``weight`` with every output's weights multiplied by its entry of ``factor``, float64, on the CPU."""
+    matrix = weight.detach().cpu().reshape(weight.shape[0], -1).double()
     scaled = matrix * (factor if transposed else factor.unsqueeze(1))
     return scaled.reshape(weight.shape)

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from lit_wsl.errors import CheckpointError
 from lit_wsl.models.lora import LoraSpec
@@ -15,7 +16,7 @@ from lit_wsl.models.universal.dialects import ScaleRule, module_layers, state_la
 from lit_wsl.models.universal.fold import MergedDtype, check_representable, fold_state, tied_groups
 from lit_wsl.models.universal.foreign import align
 from lit_wsl.models.universal.layout import Layout
-from lit_wsl.models.universal.peft_layers import peft_layers
+from lit_wsl.models.universal.peft_layers import peft_containers, peft_layers
 from lit_wsl.models.universal.sidecar import SideCar, unpack
 from lit_wsl.models.universal.unfold import Unfolded, unfold_state
 from lit_wsl.state.adapters import AdapterConfig
@@ -23,7 +24,11 @@ from lit_wsl.state.formats import strip_wrappers, unwrap
 from lit_wsl.state.locate import model_path
 from lit_wsl.state.reader import TORCH_SUFFIXES, open_state, read_torch_file
 
-_FACTOR = re.compile(r"\.lora_(embedding_)?[aA](\.|$)")
+_ADAPTED = re.compile(r"(^|\.)(lora_(embedding_)?[aA](\.|$)|modules_to_save\.)")
+"""Marks a key of an adapted model."""
+_PARALLEL = "module."
+"""What data parallel wrappers put in front of every name."""
+_PEFT_MODEL = "base_model.model."
 Scale = LoraSpec | AdapterConfig | float
 """How strongly the factors of a bare state dict count: the settings they were trained with, or the scale itself."""
 
@@ -38,6 +43,8 @@ class LoadReport:
     """Layers whose adapters start anew on the merged weight."""
     missing: tuple[str, ...] = ()
     """Plain keys that the checkpoint lacks; only without ``strict``."""
+    unexpected: tuple[str, ...] = ()
+    """Keys of the checkpoint that the model lacks and that were left out; only without ``strict``."""
 
 
 def find_layout(module: nn.Module) -> Layout:
@@ -46,7 +53,7 @@ def find_layout(module: nn.Module) -> Layout:
     Raises:
         CheckpointError: If a layer cannot be folded into plain weights.
     """
-    return Layout([*peft_layers(module), *module_layers(module)])
+    return Layout([*peft_layers(module), *module_layers(module)], peft_containers(module))
 
 
 def check_adapters(module: nn.Module) -> Layout:
@@ -82,6 +89,7 @@ def get_merged_state_dict(
         CheckpointError: If a layer cannot be folded, the scale is unknown, or a merged weight is not finite.
     """
     if isinstance(source, nn.Module):
+        source = _inside_parallel(source)
         return fold_state(source.state_dict(), find_layout(source), tied_groups(source), merged_dtype).state
     state, _ = read_state(source)
     return fold_foreign(state, lora, merged_dtype)
@@ -107,11 +115,12 @@ def load_universal(
     Raises:
         CheckpointError: If a key or shape does not fit, or the source is damaged.
     """
+    module = _inside_parallel(module)
     state, saved = read_state(source)
     where = str(source) if isinstance(source, str | Path) else "The state dict"
     unfolded = remap_state(module, state, saved, lora=lora, strict=strict, where=where)
     module.load_state_dict(unfolded.state, strict=True)
-    return LoadReport(unfolded.restored, unfolded.fresh, unfolded.missing)
+    return LoadReport(unfolded.restored, unfolded.fresh, unfolded.missing, unfolded.unexpected)
 
 
 def remap_state(
@@ -142,14 +151,36 @@ def remap_state(
     own = dict(module.state_dict() if current is None else current)
     raw_keys = {strip_wrappers(key): key for key in own}
     state = {strip_wrappers(key): tensor for key, tensor in state.items()}
-    if layout and set(state) == set(raw_keys) and all(state[r].shape == own[k].shape for r, k in raw_keys.items()):
-        return Unfolded({raw_keys[raw]: tensor for raw, tensor in state.items()}, frozenset(layout.layers))
+    if not all(raw.startswith(_PARALLEL) for raw in raw_keys):
+        state = without_prefix(state, _PARALLEL)
     by_raw = {raw: own[key] for raw, key in raw_keys.items()}
-    wanted = [plain for raw in by_raw if (plain := layout.plain(raw)) is not None]
-    plain = _without_ignored(module, align(fold_foreign(state, lora), wanted), wanted)
-    unfolded = unfold_state(plain, by_raw, layout, saved, tied_groups(module), strict=strict, where=where)
-    renamed = {raw_keys[raw]: tensor for raw, tensor in unfolded.state.items()}
-    return Unfolded(renamed, unfolded.restored, unfolded.fresh, unfolded.missing)
+    if _goes_on(state, by_raw, layout, lora):
+        unfolded = Unfolded(state, frozenset(layout.layers))
+    else:
+        wanted = {name: tuple(t.shape) for raw, t in by_raw.items() if (name := layout.plain(raw)) is not None}
+        plain = _without_ignored(module, align(fold_foreign(state, lora), wanted), wanted)
+        unfolded = unfold_state(plain, by_raw, layout, saved, tied_groups(module), strict=strict, where=where)
+    return replace(unfolded, state={raw_keys[raw]: tensor for raw, tensor in unfolded.state.items()})
+
+
+def _goes_on(state: Mapping[str, Tensor], current: Mapping[str, Tensor], layout: Layout, lora: Scale | None) -> bool:
+    """Whether an unmerged state dict is of this very adapter configuration, so that it loads as it is."""
+    if not layout or state.keys() != current.keys():
+        return False
+    if any(state[key].shape != tensor.shape for key, tensor in current.items()):
+        return False
+    scale = _scale_rule(lora)
+    return lora is None or all(p.scale == scale(layer.name, p.rank) for layer in layout for p in layer.parts)
+
+
+def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """``state`` without a prefix that every key has; as it is if one has it not."""
+    shared = all(key.startswith(prefix) for key in state)
+    return {key.removeprefix(prefix) if shared else key: tensor for key, tensor in state.items()}
+
+
+def _inside_parallel(module: nn.Module) -> nn.Module:
+    return module.module if isinstance(module, DataParallel | DistributedDataParallel) else module
 
 
 def read_state(source: Mapping[str, Tensor] | str | Path) -> tuple[dict[str, Tensor], SideCar]:
@@ -172,10 +203,14 @@ def fold_foreign(
     state: Mapping[str, Tensor], lora: Scale | None = None, merged_dtype: MergedDtype = "auto"
 ) -> dict[str, Tensor]:
     """A bare state dict with the factors of any dialect folded in; as it is when it has none."""
-    if not any(_FACTOR.search(key) for key in state) and not any(".modules_to_save." in key for key in state):
+    if not any(_ADAPTED.search(key) for key in state):
         return dict(state)
-    shapes = {strip_wrappers(key): tuple(tensor.shape) for key, tensor in state.items()}
-    return fold_state(state, Layout(state_layers(shapes, _scale_rule(lora))), merged_dtype=merged_dtype).state
+    state = {strip_wrappers(key): tensor for key, tensor in state.items()}
+    state = without_prefix(without_prefix(state, _PARALLEL), _PEFT_MODEL)
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    turned = isinstance(lora, AdapterConfig) and lora.fan_in_fan_out
+    layers = state_layers(shapes, _scale_rule(lora), squares_turned=turned)
+    return fold_state(state, Layout(layers), merged_dtype=merged_dtype).state
 
 
 def _scale_rule(lora: Scale | None) -> ScaleRule:
@@ -188,20 +223,19 @@ def _scale_rule(lora: Scale | None) -> ScaleRule:
 
     def unknown(name: str, rank: int) -> float:
         raise CheckpointError(
-            f"{name} has LoRA factors of rank {rank} whose scale the state dict does not say; pass `lora=LoraSpec(...)` "
-            "to `lit_wsl.get_merged_state_dict` or `lit_wsl.load_universal`."
+            f"{name} has LoRA factors of rank {rank} whose scale the state dict does not say; pass "
+            "`lora=LoraSpec(...)` to `lit_wsl.get_merged_state_dict` or `lit_wsl.load_universal`."
         )
 
     return unknown
 
 
-def _without_ignored(module: nn.Module, plain: dict[str, Tensor], wanted: list[str]) -> dict[str, Tensor]:
+def _without_ignored(module: nn.Module, plain: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
     """``plain`` without the keys that transformers' classes say older files hold for nothing."""
     patterns = {
         pattern
         for part in module.modules()
         for pattern in getattr(part, "_keys_to_ignore_on_load_unexpected", None) or ()
     }
-    known = set(wanted)
     ignored = re.compile("|".join(sorted(patterns))) if patterns else None
-    return {key: t for key, t in plain.items() if key in known or ignored is None or not ignored.search(key)}
+    return {key: t for key, t in plain.items() if key in wanted or ignored is None or not ignored.search(key)}

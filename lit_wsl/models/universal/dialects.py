@@ -16,20 +16,23 @@ References:
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal.layout import AdaptedLayer, LowRankPart
+from lit_wsl.models.universal.layout import AdaptedLayer, LowRankPart, join
 from lit_wsl.state.formats import strip_wrappers
 
 ScaleRule = Callable[[str, int], float]
 """Scale of the adapter of a layer, from the layer's path and the adapter's rank."""
 Shapes = Mapping[str, tuple[int, ...]]
 _SAVED = re.compile(r"^(.+)\.(modules_to_save\.[^.]+)\.")
+_TURNABLE = re.compile(r"\.?lora_A\.[^.]+\.weight$")
+"""Down projection of a layer that may be a ``Conv1D``, which stores its weight as ``(d_in, d_out)``."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Dialect:
 
 
 def _pattern(rest: str) -> re.Pattern[str]:
-    return re.compile(rf"^(?P<layer>.+)\.(?P<rest>{rest})$")
+    return re.compile(rf"^(?:(?P<layer>.+)\.)?(?P<rest>{rest})$")
 
 
 DIALECTS = (
@@ -68,56 +71,84 @@ DIALECTS = (
 )
 
 
-def state_layers(shapes: Shapes, scale: ScaleRule, fused: Mapping[str, Any] | None = None) -> list[AdaptedLayer]:
+def state_layers(
+    shapes: Shapes, scale: ScaleRule, fused: Mapping[str, Any] | None = None, *, squares_turned: bool = False
+) -> list[AdaptedLayer]:
     """The adapted layers that the names of a state dict tell of.
 
     Args:
         shapes: Raw key to shape.
         scale: Scale of an adapter; called for every one found.
         fused: Layer path to litgpt's fused projection, where the module is at hand.
+        squares_turned: Square weights are stored as ``(d_in, d_out)``; they also are if others of the state are.
 
     Raises:
-        CheckpointError: If an adapter lacks its base weight or its partner, or shapes do not fit.
+        CheckpointError: If an adapter lacks its base weight or its partner, shapes do not fit, or a layer has
+            several adapters, of which the names do not tell which are active.
     """
-    layers: dict[str, AdaptedLayer] = {}
+    found: dict[str, list[AdaptedLayer]] = defaultdict(list)
     for key in shapes:
         for dialect in DIALECTS:
             if match := dialect.A.match(key):
-                layer = _layer(dialect, match["layer"], match["rest"], shapes, scale, fused or {})
-                known = layers.get(layer.name)
-                if known:  # several adapters on one layer add up
-                    layer = AdaptedLayer(**{**vars(known), "parts": known.parts + layer.parts})
-                layers[layer.name] = layer
-    for key in shapes:
-        if match := _SAVED.match(key):
-            layers[match[1]] = AdaptedLayer(match[1], match[2])
-    return list(layers.values())
+                layer = _layer(dialect, match["layer"] or "", match["rest"], shapes, scale, fused or {})
+                found[layer.name].append(layer)
+    for name, base in sorted({(m[1], m[2]) for key in shapes if (m := _SAVED.match(key))}):
+        found[name].append(AdaptedLayer(name, base))
+    for name, layers in found.items():
+        if len(layers) > 1:
+            raise CheckpointError(
+                f"{name} has {len(layers)} adapters, and the state dict does not say which are active; "
+                "pass the module in place of its state dict, or a state dict with one adapter."
+            )
+    return _turn_squares([layers[0] for layers in found.values()], shapes, turned=squares_turned)
+
+
+def _turn_squares(layers: list[AdaptedLayer], shapes: Shapes, *, turned: bool) -> list[AdaptedLayer]:
+    """Give square weights the orientation that a setting, or the other weights, tell of."""
+    turnable = {layer.name for layer in layers if layer.parts and _TURNABLE.search(layer.parts[0].A)}
+    turned = turned or any(layer.transposed for layer in layers if layer.name in turnable)
+    squares = {n for n in turnable for s in [shapes[join(n, "base_layer", "weight")]] if len(s) == 2 and s[0] == s[1]}
+    return [replace(layer, transposed=turned) if layer.name in squares else layer for layer in layers]
 
 
 def module_layers(root: nn.Module) -> Iterator[AdaptedLayer]:
-    """The adapted layers of a model that is not PEFT's, with the scales that its modules hold."""
+    """The adapted layers of a model that is not PEFT's, with the scales that its modules hold.
+
+    A layer of nanoGPT's kind or litgpt's that has no adapter, since its rank is 0, still holds the plain one inside.
+    """
     modules = {strip_wrappers(path): module for path, module in root.named_modules()}
     shapes = {strip_wrappers(key): tuple(tensor.shape) for key, tensor in root.state_dict(keep_vars=True).items()}
     foreign = {key: shape for key, shape in shapes.items() if not _in_peft(key)}
     fused = {name: module for name, module in modules.items() if hasattr(module, "lora_ind")}
-    for layer in state_layers(foreign, lambda name, rank: _module_scale(name, modules[name], rank), fused):
+    adapted = state_layers(foreign, lambda name, rank: _module_scale(name, modules[name], rank), fused)
+    for layer in adapted:
         folded = getattr(modules[layer.name], "merged", False) is True
-        yield AdaptedLayer(**{**vars(layer), "parts": () if folded else layer.parts})
+        yield replace(layer, parts=()) if folded else layer
+    names = {layer.name for layer in adapted}
+    for name, module in modules.items():
+        inner = _held_layer(module)
+        if name not in names and inner and join(name, inner, "weight") in foreign:
+            yield AdaptedLayer(name, inner)
+
+
+def _held_layer(module: Any) -> str:
+    """Name of the plain layer in one of nanoGPT's kind or litgpt's, else nothing."""
+    children = dict(module.named_children())
+    if "main_weight" in children:
+        return "main_weight"
+    return "linear" if "linear" in children and hasattr(module, "lora_alpha") and hasattr(module, "merged") else ""
 
 
 def _in_peft(key: str) -> bool:
-    return ".base_layer." in key or ".modules_to_save." in key or bool(
-        DIALECTS[0].A.match(key) or DIALECTS[1].A.match(key)
-    )
+    inside = {"base_layer", "modules_to_save"} & set(key.split("."))
+    return bool(inside or DIALECTS[0].A.match(key) or DIALECTS[1].A.match(key))
 
 
 def _module_scale(name: str, module: Any, rank: int) -> float:
-    for attribute in ("scaling", "scale"):
-        if isinstance(value := getattr(module, attribute, None), float | int):
-            return float(value)
-    for attribute in ("lora_alpha", "alpha"):
-        if isinstance(value := getattr(module, attribute, None), float | int):
-            return float(value) / rank
+    for attribute, divisor in (("scaling", 1), ("scale", 1), ("lora_alpha", rank), ("alpha", rank)):
+        value = getattr(module, attribute, None)
+        if isinstance(value, float | int) and not isinstance(value, bool):
+            return float(value) / divisor
     raise CheckpointError(
         f"{name}: a {type(module).__name__} does not say its scale; give it an attribute `scaling`, or pass `lora`."
     )
@@ -126,27 +157,38 @@ def _module_scale(name: str, module: Any, rank: int) -> float:
 def _layer(
     dialect: Dialect, name: str, rest: str, shapes: Shapes, scale: ScaleRule, fused: Mapping[str, Any]
 ) -> AdaptedLayer:
-    A = f"{name}.{rest}"
-    B = f"{name}.{re.sub('lora_(embedding_)?[aA]', dialect.up, rest, count=1)}"
-    plain = ".".join(part for part in (name, dialect.base) if part)
-    weight = f"{plain}.weight"
+    A = join(name, rest)
+    B = join(name, re.sub("lora_(embedding_)?[aA]", dialect.up, rest, count=1))
+    weight = join(name, dialect.base, "weight")
     for wanted in (weight, B):
         if wanted not in shapes:
-            raise CheckpointError(f"{A!r} has no {wanted!r} beside it; the adapter cannot be folded into plain weights.")
-    magnitude = next((m for end in dialect.magnitude for m in shapes if m.startswith(f"{name}.{end}")), "")
-    common = {"base": dialect.base, "own": dialect.own, "magnitude": magnitude}
+            raise CheckpointError(
+                f"{A!r} has no {wanted!r} beside it, so the adapter cannot be folded into plain weights; "
+                "give the state dict of the whole model."
+            )
+    marks = tuple(join(name, end) + "." for end in dialect.magnitude)
+    magnitude = next((key for key in shapes if f"{key}.".startswith(marks)), "") if marks else ""
+    layer = AdaptedLayer(name, dialect.base, own=dialect.own, magnitude=magnitude)
     if name in fused:
-        return AdaptedLayer(name, parts=_fused_parts(fused[name], A, B, scale), **common)
+        return replace(layer, parts=_fused_parts(name, fused[name], A, B, scale))
     turned, transposed = _orientation(A, shapes[A], shapes[B], shapes[weight])
     rank = shapes[A][-1] if turned else shapes[A][0]
+    shift = _bias_of_up(name, B, weight, shapes)
+    part = LowRankPart(A, B, rank, scale(name, rank), A_turned=turned, shift=shift)
+    return replace(layer, parts=(part,), transposed=transposed)
+
+
+def _bias_of_up(name: str, B: str, weight: str, shapes: Shapes) -> str:
+    """Key of the bias of the up projection, which the plain layer must have one to take up."""
     bias = B.removesuffix("weight") + "bias" if B.endswith(".weight") else ""
-    part = LowRankPart(A, B, rank, scale(name, rank), A_turned=turned, shift=bias if bias in shapes else "")
-    return AdaptedLayer(name, parts=(part,), transposed=transposed, **common)
+    if bias not in shapes:
+        return ""
+    if weight.removesuffix("weight") + "bias" not in shapes:
+        raise CheckpointError(f"{name}: the adapter has a bias and the layer has none to fold it into; add one.")
+    return bias
 
 
-def _orientation(
-    A: str, down: tuple[int, ...], up: tuple[int, ...], weight: tuple[int, ...]
-) -> tuple[bool, bool]:
+def _orientation(A: str, down: tuple[int, ...], up: tuple[int, ...], weight: tuple[int, ...]) -> tuple[bool, bool]:
     """Whether ``A`` is stored as ``(d_in, r)``, and whether the weight is stored as ``(d_in, d_out)``."""
     rank, out = up[1], up[0]
     if "lora_embedding_" not in A and down[0] == rank and (out, *down[1:]) == weight:
@@ -161,10 +203,15 @@ def _orientation(
     )
 
 
-def _fused_parts(module: Any, A: str, B: str, scale: ScaleRule) -> tuple[LowRankPart, ...]:
-    """litgpt's adapters of q, k and v in one layer, whose rows may be interleaved in the weight."""
+def _fused_parts(name: str, module: Any, A: str, B: str, scale: ScaleRule) -> tuple[LowRankPart, ...]:
+    """The adapters of litgpt for q, k and v in one layer, whose rows may be interleaved in the weight.
+
+    With all three enabled litgpt adds the update as it is, in the order q, k, v, whatever ``lora_ind`` says.
+    """
     rows, rank = [int(row) for row in module.lora_ind], int(module.r)
-    factor = scale(A.rpartition(".")[0], rank)
+    if all(module.enable_lora):
+        rows = list(range(sum(module.qkv_shapes)))
+    factor = scale(name, rank)
     parts, done = [], 0
     for number, size in enumerate(module.qkv_shapes):
         for first, count in _runs(rows[done : done + size]):

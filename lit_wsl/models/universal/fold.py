@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal.layout import AdaptedLayer, Layout
+from lit_wsl.models.universal.layout import AdaptedLayer, Layout, join
 from lit_wsl.state.formats import strip_wrappers
 from lit_wsl.tensors.lora import add_updates, row_norms, scale_rows
 
@@ -60,41 +60,62 @@ def fold_state(
         else:
             folded.state[plain] = tensor
     for layer in layout:
-        if layer.parts and layer.weight in state:
-            _fold_layer(layer, state, folded, merged_dtype)
+        if layer.parts:
+            _check_whole(layer, state)
+            _fold_layer(layer, layout, state, folded, merged_dtype)
     _check_ties(folded.state, layout, ties)
     return folded
 
 
-def _fold_layer(layer: AdaptedLayer, state: Mapping[str, Tensor], folded: Folded, merged_dtype: MergedDtype) -> None:
+def _check_whole(layer: AdaptedLayer, state: Mapping[str, Tensor]) -> None:
+    lost = [key for key in layer.tensors() if key not in state]
+    if lost:
+        raise CheckpointError(
+            f"{layer.name}: the state dict lacks {', '.join(lost)}, so its adapter cannot be folded; "
+            "save the whole state dict."
+        )
+
+
+def _fold_layer(
+    layer: AdaptedLayer, layout: Layout, state: Mapping[str, Tensor], folded: Folded, merged_dtype: MergedDtype
+) -> None:
     base = state[layer.weight]
     dtype = _dtype_of_merged(base.dtype, merged_dtype)
     updates = layer.updates(state, tuple(base.shape))
     if layer.magnitude:
         moved = add_updates(base, updates, torch.float64)
         norms = row_norms(moved, transposed=layer.transposed)
-        factor = state[layer.magnitude].detach().double().cpu().flatten() / norms
+        factor = state[layer.magnitude].detach().cpu().double().flatten() / norms
         merged = scale_rows(moved, factor, transposed=layer.transposed).to(dtype)
         folded.norms[layer.name] = norms
     else:
         merged = add_updates(base, updates, dtype)
+    _keep(folded, layout, layer.weight, base, merged)
+    if any(part.shift for part in layer.parts):
+        _keep(folded, layout, layer.bias, state[layer.bias], shifted(layer, state).to(dtype))
+
+
+def _keep(folded: Folded, layout: Layout, raw: str, base: Tensor, merged: Tensor) -> None:
+    """Put a merged tensor, if it is finite, in the place of its base."""
+    plain = str(layout.plain(raw))
     if not torch.isfinite(merged).all():
         raise CheckpointError(
-            f"{layer.name}: the weight merged with its adapter is not finite; lower the learning rate, "
+            f"{plain} merged with its adapter is not finite; lower the learning rate, "
             "or go back to an earlier checkpoint."
         )
-    folded.state[f"{layer.name}.weight"] = merged
-    folded.base[layer.weight] = base
-    if any(part.shift for part in layer.parts):
-        bias = state[layer.bias]
-        folded.state[f"{layer.name}.bias"] = (bias.detach().double().cpu() + shift_of(layer, state)).to(dtype)
-        folded.base[layer.bias] = bias
+    folded.state[plain] = merged
+    folded.base[raw] = base
+
+
+def shifted(layer: AdaptedLayer, state: Mapping[str, Tensor], sign: float = 1.0) -> Tensor:
+    """The layer's bias plus ``sign`` times what its adapters add to it, float64, on the CPU."""
+    return state[layer.bias].detach().cpu().double() + sign * shift_of(layer, state)
 
 
 def shift_of(layer: AdaptedLayer, state: Mapping[str, Tensor]) -> Tensor:
     """What the biases of the up projections add to the layer's bias, float64, on the CPU."""
     return sum(
-        (part.scale * state[part.shift].detach().double().cpu() for part in layer.parts if part.shift),
+        (part.scale * state[part.shift].detach().cpu().double() for part in layer.parts if part.shift),
         start=torch.zeros((), dtype=torch.float64),
     )
 
@@ -121,14 +142,30 @@ def check_representable(root: nn.Module, layout: Layout) -> None:
     """
     parameters = {strip_wrappers(n): p for n, p in root.named_parameters(remove_duplicate=False)}
     for group in tied_groups(root):
-        adapted = [layer for layer in layout if layer.parts and layer.weight in group]
-        if adapted and (len(adapted) < len(group) or not _share_factors(adapted, parameters)):
-            plain = ", ".join(layout.plain(key) or key for key in group)
+        names = [_trained(key, layout) for key in group]
+        owners = [layer for key in names if (layer := layout.owner(key)) and _changes(layer, key)]
+        weights = {id(parameters[key]) for key in names}
+        if owners and (len(owners) < len(group) or len(weights) > 1 or not _share_factors(owners, parameters)):
             raise CheckpointError(
-                f"{plain} are one tied tensor, and {adapted[0].name} is adapted by itself: no plain checkpoint can hold "
-                "that. Untie them (`untie_embeddings: true`, or `tie_word_embeddings=False`), adapt both with PEFT's "
+                f"{' and '.join(str(layout.plain(key)) for key in names)} are one tied tensor, and "
+                f"{owners[0].name} is adapted by itself: no plain checkpoint can hold that. Untie them "
+                "(`untie_embeddings: true`, or `tie_word_embeddings=False`), adapt both with PEFT's "
                 "`ensure_weight_tying`, or adapt neither."
             )
+
+
+def _changes(layer: AdaptedLayer, key: str) -> bool:
+    """Whether training a layer changes the tensor of a raw key."""
+    return key == layer.weight if layer.parts else layer.base.startswith("modules_to_save")
+
+
+def _trained(key: str, layout: Layout) -> str:
+    """The raw key that stands in the plain model for ``key``: of a copy to be trained, not of its original."""
+    layer = layout.owner(key)
+    original = join(layer.name, "original_module.") if layer else ""
+    if layer is None or layer.base == "original_module" or not key.startswith(original):
+        return key
+    return join(layer.name, layer.base, key.removeprefix(original))
 
 
 def _share_factors(layers: list[AdaptedLayer], parameters: Mapping[str, Tensor]) -> bool:
@@ -142,7 +179,8 @@ def _share_factors(layers: list[AdaptedLayer], parameters: Mapping[str, Tensor])
 
 def _check_ties(plain: Mapping[str, Tensor], layout: Layout, ties: Iterable[list[str]]) -> None:
     for group in ties:
-        keys = [key for raw in group if (key := layout.plain(raw)) in plain]
+        names = [layout.plain(_trained(raw, layout)) for raw in group]
+        keys = [name for name in names if name is not None and name in plain]
         for other in keys[1:]:
             if not same_tensor(plain[keys[0]], plain[other]):
                 raise CheckpointError(

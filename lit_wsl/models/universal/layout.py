@@ -5,12 +5,17 @@ same tensor has in the model without adapters.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
 from lit_wsl.tensors.lora import LoraFactors, RowUpdate
+
+
+def join(*parts: str) -> str:
+    """Path of components, of which the empty ones are left out."""
+    return ".".join(part for part in parts if part)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class AdaptedLayer:
     """One layer that carries adapters."""
 
     name: str
-    """Path of the layer, without the components of wrappers."""
+    """Path of the layer, without the components of wrappers; empty when it is the model itself."""
     base: str
     """Path of the plain layer inside the adapted one, such as ``base_layer``; empty when it is the layer itself."""
     own: tuple[str, ...] = ()
@@ -64,7 +69,7 @@ class AdaptedLayer:
     @property
     def weight(self) -> str:
         """Raw key of the weight that the updates belong to."""
-        return ".".join(part for part in (self.name, self.base, "weight") if part)
+        return join(self.name, self.base, "weight")
 
     @property
     def bias(self) -> str:
@@ -75,8 +80,14 @@ class AdaptedLayer:
         """Plain key of the raw key ``name.rest``, or None for a tensor that the plain model lacks."""
         if self.base:
             inner = rest.removeprefix(self.base + ".")
-            return f"{self.name}.{inner}" if inner != rest else None
-        return None if rest.partition(".")[0] in self.own else f"{self.name}.{rest}"
+            return join(self.name, inner) if inner != rest else None
+        return None if rest.partition(".")[0] in self.own else join(self.name, rest)
+
+    def tensors(self) -> list[str]:
+        """Raw keys of all that the merged weight and bias are made from."""
+        factors = [key for part in self.parts for key in (part.A, part.B, part.shift) if key]
+        bias = [self.bias] if any(part.shift for part in self.parts) else []
+        return [self.weight, *bias, *factors, *([self.magnitude] if self.magnitude else [])]
 
     def updates(self, state: Mapping[str, Tensor], shape: tuple[int, ...]) -> list[RowUpdate]:
         """The active updates from ``state`` for a weight of ``shape``."""
@@ -88,15 +99,21 @@ class AdaptedLayer:
 
 
 class Layout:
-    """The adapted layers of a model, and the plain key of every raw one."""
+    """The adapted layers of a model, and the plain key of every raw one.
 
-    def __init__(self, layers: Iterable[AdaptedLayer] = ()) -> None:
+    Args:
+        layers: The adapted layers.
+        containers: Path of a module to the path inside it, of which the plain model knows nothing.
+    """
+
+    def __init__(self, layers: Iterable[AdaptedLayer] = (), containers: Mapping[str, str] | None = None) -> None:
         self.layers = {layer.name: layer for layer in layers}
+        self.containers = dict(containers or {})
 
     def __bool__(self) -> bool:
         return bool(self.layers)
 
-    def __iter__(self) -> "Iterable[AdaptedLayer]":
+    def __iter__(self) -> Iterator[AdaptedLayer]:
         return iter(self.layers.values())
 
     def owner(self, key: str) -> AdaptedLayer | None:
@@ -111,4 +128,9 @@ class Layout:
     def plain(self, key: str) -> str | None:
         """Plain key of a raw key; None for a tensor that only the adapter has."""
         layer = self.owner(key)
-        return key if layer is None else layer.plain(key[len(layer.name) + 1 :])
+        plain = key if layer is None else layer.plain(key[len(join(layer.name, " ")) - 1 :])
+        for path, inner in self.containers.items():
+            held = join(path, inner) + "."
+            if plain is not None and plain.startswith(held):
+                plain = join(path, plain.removeprefix(held))
+        return plain

@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
+from peft import PeftMixedModel, PeftModel
 from peft.tuners.lora import layer as lora
-from peft.tuners.lora.variants import DoraEmbeddingVariant, DoraLinearVariant, MiCALinearVariant, _DoraConvNdVariant
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora.variants import DoraEmbeddingVariant, DoraLinearVariant, _DoraConvNdVariant
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import nn
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal.layout import AdaptedLayer, LowRankPart
+from lit_wsl.models.universal.layout import AdaptedLayer, LowRankPart, join
 from lit_wsl.state.formats import strip_wrappers
 
 _CONVOLUTIONS = (lora.Conv1d, lora.Conv2d, lora.Conv3d)
@@ -35,6 +36,15 @@ def peft_layers(root: nn.Module) -> Iterator[AdaptedLayer]:
             raise CheckpointError(f"{name}: {type(module).__name__} is no LoRA layer and cannot be folded; use LoRA.")
 
 
+def peft_containers(root: nn.Module) -> dict[str, str]:
+    """Path of every ``PeftModel`` to the path of the plain model inside it."""
+    return {
+        strip_wrappers(path): "base_model.model"
+        for path, module in root.named_modules()
+        if isinstance(module, PeftModel | PeftMixedModel) and isinstance(module.base_model, BaseTuner)
+    }
+
+
 def _saved_layer(name: str, module: ModulesToSaveWrapper) -> AdaptedLayer:
     active = [a for a in module.active_adapters if a in module.modules_to_save]
     if len(active) > 1:
@@ -46,8 +56,8 @@ def _saved_layer(name: str, module: ModulesToSaveWrapper) -> AdaptedLayer:
 def _lora_layer(name: str, module: Any) -> AdaptedLayer:
     _check_foldable(name, module)
     embedding = isinstance(module, lora.Embedding)
-    active = [] if module.disable_adapters else [a for a in module.active_adapters if a in module.scaling]
-    active = [a for a in active if a not in module.merged_adapters]
+    unused = module.disable_adapters or module.merged  # PEFT computes with the base layer alone
+    active = [] if unused else [a for a in module.active_adapters if a in module.scaling]
     dora = [a for a in active if isinstance(module.lora_variant.get(a), _DORA)]
     if dora and len(active) > 1:
         raise CheckpointError(
@@ -57,7 +67,7 @@ def _lora_layer(name: str, module: Any) -> AdaptedLayer:
         name,
         "base_layer",
         parts=tuple(_part(name, module, adapter, embedding=embedding) for adapter in active),
-        magnitude=f"{name}.lora_magnitude_vector.{dora[0]}.weight" if dora else "",
+        magnitude=join(name, "lora_magnitude_vector", dora[0], "weight") if dora else "",
         transposed=embedding or bool(getattr(module, "fan_in_fan_out", False)),
     )
 
@@ -65,10 +75,11 @@ def _lora_layer(name: str, module: Any) -> AdaptedLayer:
 def _part(name: str, module: Any, adapter: str, *, embedding: bool) -> LowRankPart:
     rank, scale = int(module.r[adapter]), float(module.scaling[adapter])
     if embedding:
-        return LowRankPart(f"{name}.lora_embedding_A.{adapter}", f"{name}.lora_embedding_B.{adapter}", rank, scale)
-    up = f"{name}.lora_B.{adapter}"
-    shift = f"{up}.bias" if module.lora_bias.get(adapter) else ""
-    return LowRankPart(f"{name}.lora_A.{adapter}.weight", f"{up}.weight", rank, scale, shift=shift)
+        down, up = (join(name, f"lora_embedding_{side}", adapter) for side in "AB")
+        return LowRankPart(down, up, rank, scale)
+    down, up = (join(name, f"lora_{side}", adapter, "weight") for side in "AB")
+    shift = join(name, "lora_B", adapter, "bias") if module.lora_bias.get(adapter) else ""
+    return LowRankPart(down, up, rank, scale, shift=shift)
 
 
 def _check_foldable(name: str, module: Any) -> None:
@@ -76,7 +87,11 @@ def _check_foldable(name: str, module: Any) -> None:
     if kind not in _FOLDABLE:
         raise CheckpointError(f"{name}: a {kind.__module__}.{kind.__name__} cannot be folded; {_KEPT_OUT}.")
     base = module.get_base_layer()
-    weight = base.weight
+    weight = dict(base.named_parameters(recurse=False)).get("weight")
+    if weight is None:
+        raise CheckpointError(
+            f"{name}: its weight is computed by a {type(base).__name__} and cannot be folded into; {_KEPT_OUT}."
+        )
     if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2 or hasattr(weight, "quant_state"):
         raise CheckpointError(
             f"{name}: its weight is quantised ({weight.dtype}) and cannot be folded; load the base in 16 or 32 bit, "
@@ -84,8 +99,12 @@ def _check_foldable(name: str, module: Any) -> None:
         )
     if isinstance(module, _CONVOLUTIONS) and base.groups > 1:
         raise CheckpointError(f"{name}: a convolution with {base.groups} groups cannot be folded; {_KEPT_OUT}.")
+    if any(module.lora_bias.values()) and getattr(base, "bias", None) is None:
+        raise CheckpointError(f"{name}: `lora_bias` needs a layer with a bias to be folded into; {_KEPT_OUT}.")
+    if module.merged and module.disable_adapters:
+        raise CheckpointError(f"{name}: its adapters are merged and disabled at once; call `unmerge` first.")
     for adapter, variant in module.lora_variant.items():
-        if not isinstance(variant, (*_DORA, MiCALinearVariant)):
+        if not isinstance(variant, _DORA) and not type(variant).__name__.startswith("MiCA"):
             raise CheckpointError(
                 f"{name}: adapter {adapter!r} is a {type(variant).__name__}, which cannot be folded; "
                 "use LoRA, rsLoRA or DoRA."

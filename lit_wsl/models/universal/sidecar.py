@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_wsl.errors import CheckpointError
 from lit_wsl.models.universal.fold import Folded
-from lit_wsl.models.universal.layout import Layout
+from lit_wsl.models.universal.layout import AdaptedLayer, Layout
 
 SIDECAR_KEY = "lit_wsl_universal"
 VERSION = "1"
@@ -29,16 +29,27 @@ class SideCar:
     base: Mapping[str, Tensor] = field(default_factory=dict)
     norms: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def same_layers(self, layout: Layout) -> set[str]:
-        """Layers of ``layout`` whose adapters are kept here, and mean the same there."""
+    def same_layers(self, layout: Layout, current: Mapping[str, Tensor]) -> set[str]:
+        """Layers of ``layout`` whose adapters are kept here whole, and mean the same there.
+
+        Args:
+            layout: The adapted layers of a model.
+            current: Its state dict, whose shapes count.
+        """
         return {
             layer.name
             for layer in layout
-            if self.signatures.get(layer.name) == layer.signature() and self._complete(layer.name)
+            if self.signatures.get(layer.name) == layer.signature() and self._complete(layer, layout, current)
         }
 
-    def _complete(self, name: str) -> bool:
-        return any(key.startswith(f"{name}.") for key in self.adapters)
+    def _complete(self, layer: AdaptedLayer, layout: Layout, current: Mapping[str, Tensor]) -> bool:
+        """Whether every tensor that makes up the layer's function is here, in its shape."""
+        if not layer.parts:
+            return any(key in self.adapters for key in current if layout.owner(key) is layer)
+        needed = [key for key in layer.tensors() if layout.plain(key) is None]
+        if layer.magnitude and layer.weight not in self.base and layer.name not in self.norms:
+            return False
+        return all(key in self.adapters and self.adapters[key].shape == current[key].shape for key in needed)
 
 
 def pack(folded: Folded, layout: Layout, kind: Kind) -> dict[str, Any]:

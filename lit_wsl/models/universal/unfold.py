@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal.fold import same_tensor, shift_of
+from lit_wsl.models.universal.fold import same_tensor, shifted
 from lit_wsl.models.universal.layout import AdaptedLayer, Layout
 from lit_wsl.models.universal.sidecar import SideCar
 from lit_wsl.tensors.lora import add_updates, row_norms, scale_rows
@@ -28,6 +28,8 @@ class Unfolded:
     """Layers whose adapters start anew on the merged weight."""
     missing: tuple[str, ...] = ()
     """Plain keys that the checkpoint lacks; the model's own values stand in ``state``."""
+    unexpected: tuple[str, ...] = ()
+    """Keys of the checkpoint that the model lacks."""
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Misfits:
         """What does not fit, with the remedy."""
         kinds = (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.mismatched))
         listed = "; ".join(
-            f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}{' …' if len(keys) > _LISTED else ''}"
+            f"{len(keys)} {kind}: {', '.join(keys[:_LISTED])}{', …' if len(keys) > _LISTED else ''}"
             for kind, keys in kinds
             if keys
         )
@@ -86,8 +88,9 @@ def unfold_state(
     """
     saved = saved or SideCar()
     plain = _with_tied(plain, layout, ties, where)
-    restored = saved.same_layers(layout)
-    fresh = {layer.name for layer in layout if layer.parts} - restored
+    given = {layer.name for layer in layout if layout.plain(layer.weight) in plain or not layer.parts}
+    restored = saved.same_layers(layout, current) & given
+    fresh = {layer.name for layer in layout if layer.parts} & given - restored
     state, misfits = _assign(plain, current, layout, saved, restored)
     if misfits.mismatched or (strict and misfits):
         raise CheckpointError(misfits.message(where))
@@ -96,7 +99,7 @@ def unfold_state(
             _take_out(layer, state, saved)
         elif layer.name in fresh:
             _start_fresh(layer, state)
-    return Unfolded(state, frozenset(restored), frozenset(fresh), tuple(misfits.missing))
+    return Unfolded(state, frozenset(restored), frozenset(fresh), tuple(misfits.missing), tuple(misfits.unexpected))
 
 
 def _assign(
@@ -109,7 +112,7 @@ def _assign(
         layer, name = layout.owner(key), layout.plain(key)
         kept = layer is not None and layer.name in restored
         if name is None:
-            state[key] = saved.adapters.get(key, own) if kept else own
+            state[key] = _kept(saved.adapters, key, own) if kept else own
             continue
         used.add(name)
         if name not in plain:
@@ -118,9 +121,14 @@ def _assign(
         elif plain[name].shape != own.shape:
             misfits.mismatched.append(f"{name} ({tuple(plain[name].shape)} here, {tuple(own.shape)} in the model)")
         else:
-            state[key] = saved.base.get(key, plain[name]) if kept else plain[name]
+            state[key] = _kept(saved.base, key, plain[name]) if kept else plain[name]
     misfits.unexpected += [name for name in plain if name not in used]
     return state, misfits
+
+
+def _kept(saved: Mapping[str, Tensor], key: str, other: Tensor) -> Tensor:
+    """The side-car's tensor if it has one of that shape, else ``other``."""
+    return saved[key] if key in saved and saved[key].shape == other.shape else other
 
 
 def _start_fresh(layer: AdaptedLayer, state: dict[str, Tensor]) -> None:
@@ -135,8 +143,7 @@ def _start_fresh(layer: AdaptedLayer, state: dict[str, Tensor]) -> None:
         if layer.magnitude:
             moved = add_updates(moved, updates, torch.float64)
     if any(part.shift for part in layer.parts):
-        bias = state[layer.bias]
-        state[layer.bias] = (bias.double() - shift_of(layer, state)).to(bias.dtype)
+        state[layer.bias] = shifted(layer, state, sign=-1.0).to(state[layer.bias].dtype)
     if layer.magnitude:
         own = state[layer.magnitude]
         state[layer.magnitude] = row_norms(moved, transposed=layer.transposed).to(own.dtype).reshape(own.shape)
@@ -148,7 +155,7 @@ def _is_zero(layer: AdaptedLayer, state: Mapping[str, Tensor]) -> bool:
 
 def _take_out(layer: AdaptedLayer, state: dict[str, Tensor], saved: SideCar) -> None:
     """The base weight that the merged one was made from, up to rounding: ``W - scale * B @ A``."""
-    if not layer.parts or layer.weight not in state:
+    if not layer.parts:
         return
     weight = state[layer.weight]
     merged = weight
@@ -157,8 +164,7 @@ def _take_out(layer: AdaptedLayer, state: dict[str, Tensor], saved: SideCar) -> 
         merged = scale_rows(weight, factor, transposed=layer.transposed)
     state[layer.weight] = add_updates(merged, layer.updates(state, tuple(weight.shape)), weight.dtype, sign=-1.0)
     if any(part.shift for part in layer.parts):
-        bias = state[layer.bias]
-        state[layer.bias] = (bias.double() - shift_of(layer, state)).to(bias.dtype)
+        state[layer.bias] = shifted(layer, state, sign=-1.0).to(state[layer.bias].dtype)
 
 
 def _with_tied(
