@@ -174,3 +174,38 @@ def _swap(scratch: Path, target: Path, replaced: Path) -> None:
         raise
     if earlier:
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def published_file(target: Path) -> Iterator[Path]:
+    """Yield a scratch path beside ``target``; sync it and rename it over ``target`` only when the block ends well.
+
+    A killed process or a power cut leaves the earlier file whole; its scratch file is replaced by the next call.
+
+    Raises:
+        CheckpointError: If the file cannot be written.
+    """
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        partial.replace(target)
+        _sync(target.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{target} could not be written ({error.strerror or error}); an earlier file is untouched."
+        ) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Let the bytes of a file, or the names of a directory, reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
