@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_wsl.callbacks.save_adapter import SaveAdapter as SaveAdapter  # found by its short name on the command line
+from lit_wsl.callbacks.save_adapter import SaveAdapter as SaveAdapter  # `as`: found by the short name in YAML
 from lit_wsl.cli.parser import OneLineErrors
 from lit_wsl.errors import ConfigError, LitWslError
+from lit_wsl.training.causal_lm import CausalLMModule as CausalLMModule
 from lit_wsl.training.classification import SequenceClassificationModule
 from lit_wsl.training.text import TextClassificationData
+from lit_wsl.training.token_blocks import TokenBlockData as TokenBlockData
 
 TRAINER_COMMANDS = tuple(LightningCLI.subcommands())
 
@@ -48,7 +51,7 @@ class TrainerCLI(LightningCLI):
         """Add ``--threads``, default classes, and the links from data to model."""
         parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; by default torch's choice.")
         parser.set_defaults({name: {"class_path": _class_path(cls)} for name, cls in _CLASSES.items()})
-        parser.link_arguments("model.init_args.model", "data.init_args.tokenizer")
+        parser.link_arguments(("model.init_args.model", "data"), "data.init_args.tokenizer", compute_fn=_tokenizer)
         parser.link_arguments("data.labels", "model.init_args.labels", apply_on="instantiate")
         parser.link_arguments("data.prompts", "model.init_args.prompts", apply_on="instantiate")
 
@@ -134,6 +137,14 @@ def _own_error(error: BaseException | None) -> LitWslError | None:
     while error is not None and not isinstance(error, LitWslError):
         error = error.__cause__
     return error
+
+
+def _tokenizer(model: Any, data: Any) -> Any:
+    """Tokenizer of the data: that of the model, except for blocks of text, which name their own."""
+    cls = locate(data.class_path)
+    if isinstance(cls, type) and issubclass(cls, TokenBlockData):
+        return data.init_args.tokenizer
+    return model
 
 
 def _class_path(cls: type) -> str:

@@ -10,7 +10,9 @@ from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.training.classification import SequenceClassificationModule
 from tests.tiny_bert import write_opinions, write_tiny_bert
 
-CONFIG = Path(__file__).parents[2] / "configs" / "train" / "lora_text.yaml"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "train" / "lora_text.yaml"
+CHAIN = ("standard", "lora_rank_16", "lora_rank_32", "deploy_standard")
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +160,60 @@ def test_arguments_of_the_process_are_left_alone(tiny, monkeypatch, recwarn):
 def test_threads_error_is_a_config_error(tiny):
     with pytest.raises(ConfigError):
         run_trainer(_arguments(tiny, "--threads=-1"))
+
+
+def _chain(name):
+    return yaml.safe_load((ROOT / "configs" / "train" / f"{name}.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_the_shipped_language_model_configurations_train_from_the_root_of_the_repository(name, place, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
+    files = [f"--trainer.callbacks.init_args.dirpath={place}", f"--trainer.default_root_dir={place}"]
+    arguments = ["fit", f"--config=configs/train/{name}.yaml", "--ckpt_path=null", *short, *files]
+    assert run_trainer(arguments) == 0
+    assert sorted(path.name for path in place.iterdir()) == ["config.yaml", "last.ckpt"]
+    state = torch.load(place / "last.ckpt", weights_only=True)["state_dict"]
+    assert any("lora_embedding_A" in key for key in state) == ("lora" in name)
+
+
+def test_each_configuration_of_the_chain_goes_on_from_the_one_before():
+    configs = [_chain(name) for name in CHAIN]
+    folders = [config["trainer"]["callbacks"][0]["init_args"]["dirpath"] for config in configs]
+    assert folders == [f"artifacts/train/{name}" for name in CHAIN]
+    assert [config.get("ckpt_path") for config in configs] == [
+        None,
+        *(f"{folder}/last.ckpt" for folder in folders[:-1]),
+    ]
+    assert [config["trainer"]["default_root_dir"] for config in configs] == folders
+    epochs = [config["trainer"]["max_epochs"] for config in configs]
+    assert epochs == sorted(set(epochs))
+    assert len({(config["model"]["init_args"]["model"], config["data"]) for config in configs}) == 1
+    fields = {"attn_lora_rank", "embedding_mode", "embedding_rank", "lora_alpha"}
+    assert all(set(config["model"]["init_args"].get("lora", fields)) == fields for config in configs)
+
+
+def test_blocks_of_text_keep_their_own_tokenizer(tiny, place, monkeypatch):
+    built = {}
+    monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, _: built.update(vars(self)))
+    (place / "text.txt").write_text("text " * 100)
+    mapping = "{model_type: llama, vocab_size: 256, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}"
+    model = ["--model=CausalLMModule", f"--model.init_args.model={mapping}", "--model.init_args.untie_embeddings=true"]
+    data = ["--data=TokenBlockData", "--data.init_args.files=[text.txt]"]
+    assert run_trainer(["fit", *model, *data]) == 0
+    assert built["datamodule"].tokenizer == "bytes"
+    assert built["model"].hparams["model"]["hidden_size"] == 8
+    assert run_trainer(["fit", *model, *data, f"--data.init_args.tokenizer={tiny[0]}"]) == 0
+    assert built["datamodule"].tokenizer == str(tiny[0])
+
+
+def test_texts_of_a_class_beside_the_user_take_the_tokenizer_of_the_model(tiny, place, monkeypatch):
+    (place / "my_data.py").write_text(
+        "from lit_wsl.training.text import TextClassificationData\nclass Mine(TextClassificationData):\n    pass\n"
+    )
+    built = {}
+    monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, _: built.update(vars(self)))
+    assert run_trainer(_arguments(tiny, "--data.class_path=my_data.Mine")) == 0
+    assert type(built["datamodule"]).__name__ == "Mine"
+    assert built["datamodule"].tokenizer == str(tiny[0])
