@@ -7,8 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_wsl.errors import ConfigError
-from lit_wsl.models.lora import LoraSpec, check_saveable
 from lit_wsl.state.publish import check_target
+from lit_wsl.training.module import BackboneModule
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,12 @@ class SaveAdapter(Callback):
         Raises:
             ConfigError: If the module has no ``save_pretrained``.
             CheckpointError: If the directory cannot be made, or holds something else than an earlier save, or if
-                the adapters will fit no unchanged base.
+                the adapters will fit no base on disk.
         """
-        lora = getattr(pl_module, "lora", None)
         if stage == "fit":
             check_target(self.directory, overwrite=True)
-            if isinstance(lora, LoraSpec):
-                check_saveable(lora)
+            if isinstance(pl_module, BackboneModule):
+                pl_module.check_saveable()
         if not callable(getattr(pl_module, "save_pretrained", None)):
             raise ConfigError(f"SaveAdapter: {type(pl_module).__name__} has no `save_pretrained`; remove the callback.")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from lit_wsl.errors import CheckpointError, ConfigError
-from lit_wsl.models.lora import LoraSpec, active_spec, inject_lora, load_adapter, save_adapter
+from lit_wsl.models.lora import LoraSpec, active_spec, check_saveable, inject_lora, load_adapter, save_adapter
 from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
 from lit_wsl.state.publish import published_directory
@@ -100,6 +100,21 @@ class BackboneModule(LightningModule):
         monitor = getattr(scheduler, "monitor", "val/loss")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": monitor}}
 
+    def check_saveable(self) -> None:
+        """Refuse adapters that :meth:`save_pretrained` could not save, before any work is done.
+
+        Raises:
+            CheckpointError: If they fit no base on disk.
+        """
+        if self.lora is None:
+            return
+        check_saveable(self.lora)
+        if self.base_model is None:
+            raise CheckpointError(
+                "The base of these adapters is a configuration with random weights, so no adapter can be saved; "
+                "keep a checkpoint and run `lit-wsl export CKPT --format hf`."
+            )
+
     def save_adapter(self, directory: Path) -> None:
         """Write the adapters as a PEFT directory, with the head, if there is one, in ``head.safetensors``.
 
@@ -109,11 +124,8 @@ class BackboneModule(LightningModule):
         """
         if self.lora is None:
             raise ConfigError("No adapter to save: the module trains without `lora`; use `save_pretrained`.")
-        if self.base_model is None:
-            raise CheckpointError(
-                "The base of these adapters is a configuration with random weights, so no adapter can be saved; "
-                "keep a checkpoint and run `lit-wsl export CKPT --format hf`."
-            )
+        self.check_saveable()
+        assert self.base_model is not None
         save_adapter(self.backbone, self.lora, directory, self.base_model, self._head_state(), self._head_metadata())
 
     def save_pretrained(self, directory: Path) -> None:

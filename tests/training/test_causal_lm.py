@@ -201,10 +201,14 @@ def test_a_saved_adapter_scores_what_it_scored(llama_dir, text, tmp_path):
         CausalLMModule(str(llama_dir), adapter=tmp_path / "out")
 
 
-def test_adapters_on_random_weights_fit_no_base(tmp_path):
+def test_adapters_on_random_weights_fit_no_base(text, tmp_path):
     module = CausalLMModule(tied_llama_config(), LoraSpec(rank=2))
     with pytest.raises(CheckpointError, match="random weights.*lit-wsl export"):
         module.save_adapter(tmp_path / "out")
+    trainer = _trainer(tmp_path, max_steps=1, callbacks=[SaveAdapter(tmp_path / "out")])
+    with pytest.raises(CheckpointError, match="random weights.*lit-wsl export"):
+        trainer.fit(module, TokenBlockData([text], block_size=24))
+    assert trainer.global_step == 0
 
 
 @pytest.mark.parametrize(
