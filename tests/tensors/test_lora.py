@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_wsl.tensors.lora import LoraFactors, apply_dora, fold
+from lit_wsl.tensors.lora import LoraFactors, RowUpdate, add_updates, apply_dora, fold, row_norms, scale_rows
 from tests.oracles.linear import dora
 
 
@@ -59,3 +59,32 @@ def test_dora_gives_rows_their_length():
 def test_dora_with_the_base_lengths_and_no_update_is_the_base():
     weight = torch.randn(6, 3)
     torch.testing.assert_close(apply_dora(weight, torch.zeros(6, 3), weight.norm(dim=1)), weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("entries", [1, 7, 1 << 18])
+def test_updates_of_rows_are_added_and_taken_out(monkeypatch, dtype, entries):
+    """Row by row in NumPy; overlapping updates add up."""
+    monkeypatch.setattr("lit_wsl.tensors.lora._BLOCK_ENTRIES", entries)
+    weight = torch.randn(7, 2, 3).to(dtype)
+    parts = [(1, torch.randn(2, 6), torch.randn(4, 2), 0.5), (3, torch.randn(1, 6), torch.randn(4, 1), -2.0)]
+    updates = [RowUpdate(LoraFactors(A, B, scale, (len(B), 2, 3)), start) for start, A, B, scale in parts]
+    expected = weight.double().numpy().copy().reshape(7, 6)
+    for start, A, B, scale in parts:
+        expected[start : start + len(B)] += scale * B.double().numpy() @ A.double().numpy()
+    before = weight.clone()
+    added = add_updates(weight, updates, torch.float64)
+    np.testing.assert_allclose(added.reshape(7, 6), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(weight, before)
+    torch.testing.assert_close(add_updates(added, updates, torch.float64, sign=-1.0), weight.double())
+    assert torch.equal(add_updates(weight, updates, dtype), added.to(dtype))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_are_those_of_outputs(transposed):
+    weight = torch.randn(4, 6)
+    outputs = weight.T if transposed else weight
+    norms = row_norms(weight, transposed=transposed)
+    np.testing.assert_allclose(norms, [np.linalg.norm(row) for row in outputs.double().numpy()])
+    scaled = scale_rows(weight, 1 / norms, transposed=transposed)
+    torch.testing.assert_close(row_norms(scaled, transposed=transposed), torch.ones_like(norms))
