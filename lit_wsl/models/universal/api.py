@@ -154,8 +154,9 @@ def remap_state(
     if not all(raw.startswith(_PARALLEL) for raw in raw_keys):
         state = without_prefix(state, _PARALLEL)
     by_raw = {raw: own[key] for raw, key in raw_keys.items()}
-    if _goes_on(state, by_raw, layout, lora):
-        unfolded = Unfolded(state, frozenset(layout.layers))
+    unmerged = _unmerged(state, by_raw, layout, lora)
+    if unmerged is not None:
+        unfolded = Unfolded(unmerged, frozenset(layout.layers))
     else:
         wanted = {name: tuple(t.shape) for raw, t in by_raw.items() if (name := layout.plain(raw)) is not None}
         plain = _without_ignored(module, align(fold_foreign(state, lora), wanted), wanted)
@@ -163,14 +164,18 @@ def remap_state(
     return replace(unfolded, state={raw_keys[raw]: tensor for raw, tensor in unfolded.state.items()})
 
 
-def _goes_on(state: Mapping[str, Tensor], current: Mapping[str, Tensor], layout: Layout, lora: Scale | None) -> bool:
-    """Whether an unmerged state dict is of this very adapter configuration, so that it loads as it is."""
-    if not layout or state.keys() != current.keys():
-        return False
-    if any(state[key].shape != tensor.shape for key, tensor in current.items()):
-        return False
+def _unmerged(
+    state: Mapping[str, Tensor], current: Mapping[str, Tensor], layout: Layout, lora: Scale | None
+) -> dict[str, Tensor] | None:
+    """An unmerged state dict of this very adapter configuration under the model's raw names, else None."""
+    if not layout or len(state) != len(current) or not any(_ADAPTED.search(key) for key in state):
+        return None
+    shapes = {key: tuple(tensor.shape) for key, tensor in current.items()}
+    state = align(state, shapes)
     scale = _scale_rule(lora)
-    return lora is None or all(p.scale == scale(layer.name, p.rank) for layer in layout for p in layer.parts)
+    parts = [(layer.name, part) for layer in layout for part in layer.parts]
+    other_scale = lora is not None and any(part.scale != scale(name, part.rank) for name, part in parts)
+    return None if other_scale or {key: tuple(t.shape) for key, t in state.items()} != shapes else state
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

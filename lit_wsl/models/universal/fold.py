@@ -80,7 +80,7 @@ def _fold_layer(
     layer: AdaptedLayer, layout: Layout, state: Mapping[str, Tensor], folded: Folded, merged_dtype: MergedDtype
 ) -> None:
     base = state[layer.weight]
-    dtype = _dtype_of_merged(base.dtype, merged_dtype)
+    dtype = dtype_of_merged(base.dtype, merged_dtype)
     updates = layer.updates(state, tuple(base.shape))
     if layer.magnitude:
         moved = add_updates(base, updates, torch.float64)
@@ -120,7 +120,8 @@ def shift_of(layer: AdaptedLayer, state: Mapping[str, Tensor]) -> Tensor:
     )
 
 
-def _dtype_of_merged(base: torch.dtype, merged_dtype: MergedDtype) -> torch.dtype:
+def dtype_of_merged(base: torch.dtype, merged_dtype: MergedDtype) -> torch.dtype:
+    """Dtype in which a weight of dtype ``base`` is stored after folding."""
     if merged_dtype == "float32" or (merged_dtype == "auto" and base.itemsize < 4):
         return torch.float32
     return base

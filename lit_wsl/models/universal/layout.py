@@ -7,6 +7,7 @@ same tensor has in the model without adapters.
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -96,6 +97,17 @@ class AdaptedLayer:
     def signature(self) -> str:
         """Text that two layers share only if the tensors of one mean the same in the other."""
         return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_signature(cls, text: str) -> "AdaptedLayer":
+        """The layer that :meth:`signature` describes."""
+        values = json.loads(text)
+        parts = tuple(LowRankPart(**{k: _tuple(v) for k, v in part.items()}) for part in values.pop("parts"))
+        return cls(**{key: _tuple(value) for key, value in values.items()}, parts=parts)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 class Layout:

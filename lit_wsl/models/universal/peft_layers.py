@@ -84,6 +84,8 @@ def _part(name: str, module: Any, adapter: str, *, embedding: bool) -> LowRankPa
 
 def _check_foldable(name: str, module: Any) -> None:
     kind = type(module)
+    if kind.__name__ == f"FSDP{kind.__bases__[-1].__name__}":  # `fully_shard` swaps the class for a subclass
+        kind = kind.__bases__[-1]
     if kind not in _FOLDABLE:
         raise CheckpointError(f"{name}: a {kind.__module__}.{kind.__name__} cannot be folded; {_KEPT_OUT}.")
     base = module.get_base_layer()

@@ -78,3 +78,8 @@ def unpack(checkpoint: Mapping[str, Any], state_key: str = "state_dict") -> Side
         )
     packed = meta.get("layers", {}).get(state_key, {})
     return SideCar(**{name: packed.get(name, {}) for name in ("signatures", "adapters", "base", "norms")})
+
+
+def layout_of(saved: SideCar) -> Layout:
+    """The adapted layers of the model that a side-car was saved from."""
+    return Layout(AdaptedLayer.from_signature(text) for text in saved.signatures.values())
