@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -79,10 +79,70 @@ def _run_demo(options: Namespace) -> int:
     return 0
 
 
+def _configure_export(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help="Checkpoint; for `safetensors` any file of weights.")
+    parser.add_argument("--output", type=str, required=True, help="Directory to write.")
+    parser.add_argument(
+        "--format",
+        type=Literal["hf", "adapter", "safetensors"],
+        default="hf",
+        help="A transformers directory with adapters folded in, a PEFT directory of the adapters, or the state dict.",
+    )
+    parser.add_argument("--base", type=str | None, default=None, help="The base model; default `model` of the run.")
+    parser.add_argument("--backbone", type=str | None, default=None, help="Which backbone, where there are several.")
+    parser.add_argument(
+        "--dtype",
+        type=Literal["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="Stored dtype; `auto` keeps each tensor's.",
+    )
+    parser.add_argument("--shard_size", type=str, default="5GB", help="Largest file, for instance 500MB.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
+    parser.add_argument("--verify", type=bool, default=True, help="Read everything back and compare.")
+
+
+def _run_export(options: Namespace) -> int:
+    from lit_wsl.state.sizes import read_size
+
+    shard_bytes = read_size(options.shard_size)
+    from lit_wsl.cli.checkpoints import export_summary, quiet_transformers
+    from lit_wsl.cli.progress import progress_bar
+    from lit_wsl.models.export import export_checkpoint
+
+    quiet_transformers()
+    with progress_bar("exporting") as progress:
+        report = export_checkpoint(
+            options.checkpoint,
+            options.output,
+            format=options.format,
+            base=options.base,
+            backbone=options.backbone,
+            dtype=options.dtype,
+            shard_bytes=shard_bytes,
+            overwrite=options.overwrite,
+            verify=options.verify,
+            progress=progress,
+        )
+    return export_summary(report)
+
+
+def _configure_inspect(parser: ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=str, help="Checkpoint, file of weights, or model directory.")
+    parser.add_argument("--json", action="store_true", help="Print JSON for programs.")
+
+
+def _run_inspect(options: Namespace) -> int:
+    from lit_wsl.cli.checkpoints import show_checkpoint
+
+    return show_checkpoint(options.checkpoint, as_json=options.json)
+
+
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
         Command("merge", "merge LoRA adapters or full models on one base", _configure_merge, _run_merge),
+        Command("export", "write a checkpoint for transformers, PEFT or safetensors", _configure_export, _run_export),
+        Command("inspect checkpoint", "show what a checkpoint holds", _configure_inspect, _run_inspect),
         Command("data prepare", "fetch and prepare the built-in text tasks", _configure_prepare, _run_prepare),
         Command("demo", "train three adapters, merge them, measure every task", _configure_demo, _run_demo),
     )
