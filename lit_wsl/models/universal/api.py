@@ -1,6 +1,5 @@
 """Universal state dicts without Lightning: fold any model's adapters, load any weights into any model."""
 
-import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -10,13 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from lit_wsl.errors import CheckpointError
-from lit_wsl.models.lora import LoraSpec
-from lit_wsl.models.universal.dialects import ScaleRule, module_layers, state_layers
+from lit_wsl.models.universal.dialects import module_layers, state_layers
 from lit_wsl.models.universal.fold import MergedDtype, check_representable, fold_state, tied_groups
 from lit_wsl.models.universal.foreign import align
 from lit_wsl.models.universal.layout import Layout
 from lit_wsl.models.universal.peft_layers import peft_containers, peft_layers
+from lit_wsl.models.universal.scales import Scale, scale_rule
 from lit_wsl.models.universal.sidecar import SideCar, unpack
 from lit_wsl.models.universal.unfold import Unfolded, unfold_state
 from lit_wsl.state.adapters import AdapterConfig
@@ -29,8 +27,6 @@ _ADAPTED = re.compile(r"(^|\.)(lora_(embedding_)?[aA](\.|$)|modules_to_save\.)")
 _PARALLEL = "module."
 """What data parallel wrappers put in front of every name."""
 _PEFT_MODEL = "base_model.model."
-Scale = LoraSpec | AdapterConfig | float
-"""How strongly the factors of a bare state dict count: the settings they were trained with, or the scale itself."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,8 @@ def remap_state(
     state = {strip_wrappers(key): tensor for key, tensor in state.items()}
     if not all(raw.startswith(_PARALLEL) for raw in raw_keys):
         state = without_prefix(state, _PARALLEL)
-    by_raw = {raw: own[key] for raw, key in raw_keys.items()}
+    by_raw, extra = _split({raw: own[key] for raw, key in raw_keys.items()})
+    state, given = _split(state)
     unmerged = _unmerged(state, by_raw, layout, lora)
     if unmerged is not None:
         unfolded = Unfolded(unmerged, frozenset(layout.layers))
@@ -161,7 +158,14 @@ def remap_state(
         wanted = {name: tuple(t.shape) for raw, t in by_raw.items() if (name := layout.plain(raw)) is not None}
         plain = _without_ignored(module, align(fold_foreign(state, lora), wanted), wanted)
         unfolded = unfold_state(plain, by_raw, layout, saved, tied_groups(module), strict=strict, where=where)
-    return replace(unfolded, state={raw_keys[raw]: tensor for raw, tensor in unfolded.state.items()})
+    full = unfolded.state | {raw: given.get(raw, value) for raw, value in extra.items()}
+    return replace(unfolded, state={raw_keys[raw]: value for raw, value in full.items()})
+
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a state dict, and the other objects (`get_extra_state`), which no adapter concerns."""
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in state.items() if key not in tensors}
 
 
 def _unmerged(
@@ -172,7 +176,7 @@ def _unmerged(
         return None
     shapes = {key: tuple(tensor.shape) for key, tensor in current.items()}
     state = align(state, shapes)
-    scale = _scale_rule(lora)
+    scale = scale_rule(lora)
     parts = [(layer.name, part) for layer in layout for part in layer.parts]
     other_scale = lora is not None and any(part.scale != scale(name, part.rank) for name, part in parts)
     return None if other_scale or {key: tuple(t.shape) for key, t in state.items()} != shapes else state
@@ -210,29 +214,12 @@ def fold_foreign(
     """A bare state dict with the factors of any dialect folded in; as it is when it has none."""
     if not any(_ADAPTED.search(key) for key in state):
         return dict(state)
-    state = {strip_wrappers(key): tensor for key, tensor in state.items()}
+    state = {strip_wrappers(key): tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
     state = without_prefix(without_prefix(state, _PARALLEL), _PEFT_MODEL)
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     turned = isinstance(lora, AdapterConfig) and lora.fan_in_fan_out
-    layers = state_layers(shapes, _scale_rule(lora), squares_turned=turned)
+    layers = state_layers(shapes, scale_rule(lora), squares_turned=turned)
     return fold_state(state, Layout(layers), merged_dtype=merged_dtype).state
-
-
-def _scale_rule(lora: Scale | None) -> ScaleRule:
-    if isinstance(lora, LoraSpec):
-        return lambda name, rank: lora.lora_alpha / (math.sqrt(rank) if lora.use_rslora else rank)
-    if isinstance(lora, AdapterConfig):
-        return lambda name, rank: lora.scale(name)
-    if lora is not None:
-        return lambda name, rank: float(lora)
-
-    def unknown(name: str, rank: int) -> float:
-        raise CheckpointError(
-            f"{name} has LoRA factors of rank {rank} whose scale the state dict does not say; pass "
-            "`lora=LoraSpec(...)` to `lit_wsl.get_merged_state_dict` or `lit_wsl.load_universal`."
-        )
-
-    return unknown
 
 
 def _without_ignored(module: nn.Module, plain: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:

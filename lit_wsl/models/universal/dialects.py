@@ -19,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -117,7 +118,9 @@ def module_layers(root: nn.Module) -> Iterator[AdaptedLayer]:
     A layer of nanoGPT's kind or litgpt's that has no adapter, since its rank is 0, still holds the plain one inside.
     """
     modules = {strip_wrappers(path): module for path, module in root.named_modules()}
-    shapes = {strip_wrappers(key): tuple(tensor.shape) for key, tensor in root.state_dict(keep_vars=True).items()}
+    # Not the state dict, which runs hooks: those of a sharded model would wait for the other processes.
+    tensors = chain(root.named_parameters(remove_duplicate=False), root.named_buffers(remove_duplicate=False))
+    shapes = {strip_wrappers(key): tuple(tensor.shape) for key, tensor in tensors}
     foreign = {key: shape for key, shape in shapes.items() if not _in_peft(key)}
     fused = {name: module for name, module in modules.items() if hasattr(module, "lora_ind")}
     adapted = state_layers(foreign, lambda name, rank: _module_scale(name, modules[name], rank), fused)
@@ -150,7 +153,8 @@ def _module_scale(name: str, module: Any, rank: int) -> float:
         if isinstance(value, float | int) and not isinstance(value, bool):
             return float(value) / divisor
     raise CheckpointError(
-        f"{name}: a {type(module).__name__} does not say its scale; give it an attribute `scaling`, or pass `lora`."
+        f"{name}: a {type(module).__name__} does not say its scale; give it an attribute `scaling`, "
+        "or pass the model's state dict with `lora=LoraSpec(...)`."
     )
 
 
@@ -163,8 +167,8 @@ def _layer(
     for wanted in (weight, B):
         if wanted not in shapes:
             raise CheckpointError(
-                f"{A!r} has no {wanted!r} beside it, so the adapter cannot be folded into plain weights; "
-                "give the state dict of the whole model."
+                f"{A!r} stands without {'the weight of its layer' if wanted == weight else repr(B)}, so the adapter "
+                "cannot be folded into plain weights; give the state dict of the whole model, not of adapters alone."
             )
     marks = tuple(join(name, end) + "." for end in dialect.magnitude)
     magnitude = next((key for key in shapes if f"{key}.".startswith(marks)), "") if marks else ""

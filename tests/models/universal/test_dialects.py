@@ -164,5 +164,19 @@ def test_a_bias_without_a_place_is_refused():
 
 def test_factors_without_their_layer_are_refused():
     state = {key: t for key, t in NETS["torchtune"](3).state_dict().items() if key != "first.weight"}
-    with pytest.raises(CheckpointError, match=r"'first\.lora_a\.weight' has no 'first\.weight' beside it"):
+    with pytest.raises(CheckpointError, match=r"'first\.lora_a\.weight' stands without the weight of its layer"):
         lit_wsl.get_merged_state_dict(state, 2.0)
+
+
+def test_a_factor_without_its_partner_is_refused():
+    state = {key: t for key, t in NETS["torchtune"](3).state_dict().items() if key != "first.lora_b.weight"}
+    with pytest.raises(CheckpointError, match=r"'first\.lora_a\.weight' stands without 'first\.lora_b\.weight'"):
+        lit_wsl.get_merged_state_dict(state, 2.0)
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_configuration_of_another_rank_is_refused(use_rslora):
+    state = NETS["torchtune"](3).state_dict()
+    with pytest.raises(CheckpointError, match="first has LoRA factors of rank 3, but the configuration"):
+        lit_wsl.get_merged_state_dict(state, AdapterConfig(r=4, lora_alpha=6.0, use_rslora=use_rslora))
+    lit_wsl.get_merged_state_dict(state, AdapterConfig(r=3, lora_alpha=6.0, use_rslora=use_rslora))

@@ -6,12 +6,14 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal import get_merged_state_dict, load_universal
+from lit_wsl.models.universal import check_adapters, get_merged_state_dict, load_universal
+from lit_wsl.models.universal.api import remap_state
 from lit_wsl.state.adapters import AdapterConfig
-from tests.models.universal.build import shake
+from tests.models.universal.build import logits, shake
+from tests.tiny_llama import tied_llama_config
 
 
 class Mixed(nn.Module):
@@ -97,11 +99,11 @@ def test_the_merged_state_is_that_of_merge_and_unload(form):
         torch.testing.assert_close(ours[key], tensor, rtol=0, atol=1e-12, msg=key)
 
 
-@pytest.mark.parametrize("target", FORMS)
-@pytest.mark.parametrize("source", FORMS)
+PAIRS = [(one, other) for one in FORMS for other in FORMS if FORMS[one][0] is FORMS[other][0]]
+
+
+@pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_every_form_goes_into_every_other_of_its_architecture(source, target):
-    if FORMS[source][0] is not FORMS[target][0]:
-        pytest.skip("another architecture")
     model, other = build(source), build(target)
     load_universal(other, get_merged_state_dict(model))
     same(output(other), output(model))
@@ -191,3 +193,49 @@ def test_with_one_of_two_adapters_merged_the_base_alone_counts():
     model.base_model.set_adapter(["one", "two"])
     model.merge_adapter(["one"])
     same(plain_output(Mixed, get_merged_state_dict(model)), output(model))
+
+
+class Counting(nn.Linear):
+    """A layer with state that is no tensor."""
+
+    calls = 0
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+
+def test_state_that_is_no_tensor_goes_along():
+    plain, target = (nn.ModuleDict({"a": Counting(4, 4), "b": nn.Linear(4, 4)}) for _ in range(2))
+    model = shake(inject_adapter_in_model(LoraConfig(r=2, target_modules=["b"]), target))
+    plain["a"].calls = 3
+    load_universal(model, plain.state_dict())
+    plain.load_state_dict(get_merged_state_dict(model), strict=True)
+    assert plain["a"].calls == 0
+    changed = get_merged_state_dict(model) | {"a._extra_state": {"calls": 5}}
+    assert remap_state(model, changed).state["a._extra_state"] == {"calls": 5}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    ],
+    ids=["adapted", "saved"],
+)
+def test_tied_weights_adapted_together(settings):
+    def tied():
+        return LlamaForCausalLM(LlamaConfig(**tied_llama_config())).double()
+
+    config = LoraConfig(r=2, ensure_weight_tying=True, init_lora_weights=False, **settings)
+    model, plain = get_peft_model(tied(), config), tied()
+    shake(model)
+    check_adapters(model)
+    plain.load_state_dict(get_merged_state_dict(model), strict=True)
+    same(logits(plain), logits(model))
+    other = tied()
+    load_universal(model, other.state_dict())
+    same(logits(model), logits(other))

@@ -86,7 +86,7 @@ def test_adapters_merged_and_disabled_at_once():
 def test_a_state_that_lacks_the_base():
     model = adapt(nn.Linear(4, 4))
     trained = {key: t for key, t in model.state_dict().items() if "lora_" in key}
-    with pytest.raises(CheckpointError, match="'layer.lora_A.default.weight' has no 'layer.base_layer.weight'"):
+    with pytest.raises(CheckpointError, match="'layer.lora_A.default.weight' stands without the weight of its layer"):
         get_merged_state_dict(trained, 1.0)
 
 
