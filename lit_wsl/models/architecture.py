@@ -1,7 +1,7 @@
 """A transformers architecture without weights: its names and shapes, and whether a state dict fits them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -60,6 +60,18 @@ def parameter_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 def tied_names(model: PreTrainedModel) -> dict[str, str]:
     """Name of every tensor that is another's duplicate, to that other's name."""
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def current_names(names: Iterable[str], model: PreTrainedModel) -> list[str]:
+    """Names in the files of a model directory to those that the class has today: transformers renames some."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    renamed = list(names)
+    for rule in get_model_conversion_mapping(model):
+        if isinstance(rule, WeightRenaming):
+            renamed = [rule.rename_source_key(name)[0] for name in renamed]
+    return renamed
 
 
 def as_stored(state: Mapping[str, Tensor], model: PreTrainedModel, where: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.architecture import as_stored, make_architecture, parameter_shapes, tied_names
+from lit_wsl.models.architecture import as_stored, current_names, make_architecture, parameter_shapes, tied_names
 from lit_wsl.models.checkpoint import Backbone, Checkpoint, choose_backbone
 from lit_wsl.models.export_plan import Plan, Planned, Request, keep, recast, with_head
 from lit_wsl.models.lora_targets import peft_ranks, peft_targets
@@ -153,8 +153,9 @@ def _check_base(source: _Source, base: StateReader, base_name: str) -> None:
 def _names_in_base(model: PreTrainedModel, base: StateReader) -> dict[str, str]:
     """Names of the model to those of the base's files, which may be of a class with another prefix."""
     names = base.keys()
-    renamed = align({n: torch.empty(base.info(n).shape, device="meta") for n in names}, parameter_shapes(model))
-    known = dict(zip(renamed, names, strict=True))
+    current = dict(zip(current_names(names, model), names, strict=True))
+    shapes = {name: torch.empty(base.info(theirs).shape, device="meta") for name, theirs in current.items()}
+    known = dict(zip(align(shapes, parameter_shapes(model)), current.values(), strict=True))
     for duplicate, original in tied_names(model).items():  # a file may hold either
         if duplicate in known:
             known.setdefault(original, known[duplicate])
