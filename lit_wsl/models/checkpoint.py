@@ -86,9 +86,16 @@ class Checkpoint:
         return values if isinstance(values, Mapping) else {}
 
     def backbones(self) -> list[Backbone]:
-        """The transformers models of the module."""
+        """The transformers models of the module.
+
+        Raises:
+            CheckpointError: If their description is damaged.
+        """
         found = self.configuration().get("backbones") or []
-        return [Backbone(str(b["name"]), str(b["class"]), b["config"]) for b in found]
+        try:
+            return [Backbone(str(b["name"]), str(b["class"]), dict(b["config"])) for b in found]
+        except (TypeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.path}: its configuration is damaged ({error!r}); save it again.") from error
 
     def layout(self) -> Layout:
         """The adapted layers of the module.

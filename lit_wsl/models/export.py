@@ -10,7 +10,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-import lit_wsl
 from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
 from lit_wsl.models.checkpoint import Checkpoint, open_checkpoint
 from lit_wsl.models.export_adapter import plan_adapter
@@ -119,7 +118,7 @@ def _check_apart(target: Path, files: list[Path]) -> None:
 def _fingerprint(source: Checkpoint, request: Request) -> str:
     """Identifies the work, so that an interrupted export goes on only with the same source."""
     stats = [(str(file.resolve()), *_state_of(file)) for file in source.weights.files()]
-    return hashlib.sha256(repr((lit_wsl.__version__, request, stats)).encode()).hexdigest()
+    return hashlib.sha256(repr((request, stats)).encode()).hexdigest()
 
 
 def _state_of(file: Path) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,12 @@ class _Source:
         plain = str(self.layout.plain(layer.weight)).removesuffix(".weight")
         return plain.removeprefix(self.backbone.prefix)
 
+    @cached_property
     def layers(self) -> dict[str, AdaptedLayer]:
         """Layers with active adapters, by their paths in the backbone."""
         return {self.name(layer): layer for layer in self._inside() if layer.parts}
 
+    @cached_property
     def copies(self) -> dict[str, AdaptedLayer]:
         """Layers that were copied to be trained whole."""
         return {self.name(layer): layer for layer in self._inside() if layer.base.startswith(_SAVED)}
@@ -74,7 +77,7 @@ def plan_adapter(checkpoint: Checkpoint, request: Request) -> Plan:
     base_name = _base_name(checkpoint, request.base)
     base = open_state(model_path(base_name))
     _check_base(source, base, base_name)
-    made = {name: _Site(name, layer, source) for name, layer in source.layers().items()}
+    made = {name: _Site(name, layer, source) for name, layer in source.layers.items()}
     _check_expressible(source.where, made)
     tensors: dict[str, Planned] = {}
     shifted = any(site.shifted for site in made.values())
@@ -103,9 +106,9 @@ def _source(checkpoint: Checkpoint, request: Request) -> _Source:
     backbone = choose_backbone(checkpoint, request.backbone)
     saved, layout = checkpoint.sidecar(), checkpoint.layout()
     source = _Source(where, backbone, make_architecture(backbone, where), checkpoint.state(), saved, layout)
-    if not source.layers():
+    if not source.layers:
         raise CheckpointError(f"{where}: {backbone.name or 'the model'} has no low-rank adapters; {_WHOLE}.")
-    lost = [key for layer in source.layers().values() for key in layer.tensors() if _is_lost(key, source)]
+    lost = [key for layer in source.layers.values() for key in layer.tensors() if _is_lost(key, source)]
     if lost:
         raise CheckpointError(
             f"{where} keeps no factors (side-car {checkpoint.meta.get('sidecar', 'none')!r}, {lost[0]} is missing); "
@@ -136,7 +139,7 @@ def _check_base(source: _Source, base: StateReader, base_name: str) -> None:
     known = _names_in_base(source.model, base)
     differing, compared = [], 0
     for name, tensor, slack in _base_tensors(source):
-        if name not in known and any(name.startswith(f"{copy}.") for copy in source.copies()):
+        if name not in known and any(name.startswith(f"{copy}.") for copy in source.copies):
             continue  # a new head, which the adapter holds whole
         compared += 1
         theirs = base.read(known[name]) if name in known else None
@@ -163,17 +166,18 @@ def _names_in_base(model: PreTrainedModel, base: StateReader) -> dict[str, str]:
 
 
 def _fits(ours: Tensor, theirs: Tensor, slack: Tensor | None) -> bool:
+    """Whether the base's tensor is the one that the run had, in whatever dtype it loaded it."""
     if ours.shape != theirs.shape:
         return False
-    theirs = theirs.to(ours.dtype)  # the run may have loaded its base in another dtype
     if slack is None:
-        return torch.equal(ours, theirs)
-    return bool(((ours.double() - theirs.double()).abs() <= slack).all())
+        return torch.equal(ours, theirs.to(ours.dtype))
+    rounded = (theirs, *(theirs.to(dtype) for dtype in (torch.bfloat16, torch.float16) if theirs.itemsize > 2))
+    return any(bool(((ours.double() - candidate.double()).abs() <= slack).all()) for candidate in rounded)
 
 
 def _base_tensors(source: _Source) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Name, tensor under the adapters, and how far rounding may have moved it where it was computed back."""
-    layers, copies, prefix = source.layers(), source.copies(), source.backbone.prefix
+    layers, copies, prefix = source.layers, source.copies, source.backbone.prefix
     inner = {n.removeprefix(prefix): t for n, t in source.state.items() if n.startswith(prefix)}
     for name, tensor in as_stored(inner, source.model, source.where).items():
         path, _, leaf = name.rpartition(".")
@@ -197,7 +201,7 @@ def _before(layer: AdaptedLayer, leaf: str, source: _Source) -> tuple[Tensor, Te
     if leaf == "bias" and not any(part.shift for part in layer.parts):
         return merged, None
     alone = Layout([layer], source.layout.containers)
-    current = {key: t for key, t in source.saved.adapters.items() if source.layout.owner(key) is layer}
+    current = {key: source.saved.adapters[key] for key in layer.tensors() if key in source.saved.adapters}
     plain = {}
     for key in (layer.weight, layer.bias):
         name = str(source.layout.plain(key))
@@ -314,7 +318,7 @@ def _check_expressible(where: str, made: Mapping[str, _Site]) -> None:
 
 def _copied(source: _Source) -> Iterator[tuple[str, Planned]]:
     """The layers that were trained whole."""
-    for name in source.copies():
+    for name in source.copies:
         inside = f"{source.backbone.prefix}{name}."
         for key, tensor in source.state.items():
             if key.startswith(inside):
@@ -335,7 +339,7 @@ def _config(source: _Source, made: Mapping[str, _Site], base_name: str) -> dict[
         "lora_alpha": alpha,
         "alpha_pattern": {f"^{re.escape(name)}": value for name, value in alphas.items() if value != alpha},
         "target_modules": peft_targets(made, source.model),
-        "modules_to_save": sorted(source.copies()) or None,
+        "modules_to_save": sorted(source.copies) or None,
         "lora_dropout": 0.0,
         "fan_in_fan_out": any(site.turned for site in made.values()),
         "bias": "none",

@@ -373,6 +373,15 @@ def test_a_moved_base_is_refused_and_the_remedy_works(untied, tmp_path, start, s
     close(output(load_whole(AutoModelForCausalLM, tmp_path / "hf")), output(module.model))
 
 
+@pytest.mark.parametrize("sidecar", ["exact", "factors"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_run_in_another_dtype_has_the_same_base(untied, tmp_path, dtype, sidecar):
+    module = Module(untied)
+    module.model.to(dtype)
+    adapt(module.model, **LLAMA)
+    export_checkpoint(save(module, tmp_path / "a.ckpt", sidecar), tmp_path / "out", format="adapter")
+
+
 def test_a_base_in_another_dtype_is_the_same(untied, tmp_path):
     AutoModelForCausalLM.from_pretrained(untied).to(torch.bfloat16).save_pretrained(tmp_path / "narrow")
     module = Module(untied)
