@@ -13,6 +13,7 @@ from lit_wsl.errors import CheckpointError
 from lit_wsl.models.universal.api import read_state
 from lit_wsl.state.publish import published_file
 from lit_wsl.state.reader import TORCH_SUFFIXES, read_torch_file
+from lit_wsl.training.shards import is_sharded_checkpoint, read_shards
 
 _VERSION_KEY = "pytorch-lightning_version"
 
@@ -70,6 +71,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If nothing is there, or the file is damaged or would run code.
     """
+    if is_sharded_checkpoint(path):
+        return read_shards(path)
     if path.is_file() and path.suffix in TORCH_SUFFIXES:
         content = read_torch_file(path)
         if isinstance(content, dict) and _VERSION_KEY in content:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
 from lit_wsl.state.publish import published_directory
 from lit_wsl.state.writer import write_tensors
+from lit_wsl.training.universal import UniversalCheckpoint
 
 _TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -26,7 +26,7 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
-class BackboneModule(LightningModule):
+class BackboneModule(UniversalCheckpoint):
     """A transformers model under the attribute ``backbone_name``, with or without adapters.
 
     A subclass builds its backbone after ``super().__init__`` and then calls :meth:`_adapt`.

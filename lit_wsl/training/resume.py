@@ -24,6 +24,8 @@ class ParameterNames:
 
     names: list[list[str]]
     shapes: list[list[list[int]]]
+    options: list[dict[str, Any]]
+    """Learning rate and other numbers of each group."""
 
     def flat(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape of every parameter, in the optimizer's order."""
@@ -41,16 +43,24 @@ def parameter_names(module: nn.Module, layout: Layout, optimizer: Optimizer) -> 
     return ParameterNames(
         [[known.get(id(p), "") for p in group] for group in groups],
         [[list(p.shape) for p in group] for group in groups],
+        [_numbers(group) for group in optimizer.param_groups],
     )
 
 
-def names_in_state(state: Mapping[str, Any]) -> ParameterNames | None:
+def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a parameter group that JSON can hold."""
+    fixed = {key: value for key, value in group.items() if key not in ("params", "param_names")}
+    return {key: value for key, value in fixed.items() if isinstance(value, float | int | str | tuple | None)}
+
+
+def names_in_state(state: Mapping[str, Any], layout: Layout) -> ParameterNames | None:
     """Names that an optimizer built from named parameters leaves in its own state; None without them."""
     groups = [group.get("param_names") for group in state["param_groups"]]
     if not all(groups):
         return None
-    names = [[strip_wrappers(name) for name in group] for group in groups if group]
-    return ParameterNames(names, [[[] for _ in group] for group in names])
+    raw = [[strip_wrappers(name) for name in group] for group in groups if group]
+    names = [[layout.plain(name) or name for name in group] for group in raw]
+    return ParameterNames(names, [[[] for _ in group] for group in names], [{} for _ in names])
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class MatchedState:
     """Names of the parameters whose state was taken over."""
     total: int
     same_groups: bool
-    """Whether there are as many parameter groups as before."""
+    """Whether there are as many parameter groups as before, with known learning rates."""
 
     @property
     def complete(self) -> bool:
@@ -110,7 +120,7 @@ def match_state(
             placed = {k: place(v, parameter) if isinstance(v, Tensor) else v for k, v in entry.items()}
             state[index] = placed
     groups, before = own["param_groups"], saved["param_groups"]
-    same_groups = len(groups) == len(before)
+    same_groups = len(groups) == len(before) and all("lr" in group for group in before)
     if kept and same_groups:
         groups = _with_rates(groups, before)
     return MatchedState({**own, "state": state, "param_groups": groups}, kept, len(parameters), same_groups)
@@ -166,7 +176,7 @@ def continue_schedule(scheduler: Any, saved: Mapping[str, Any]) -> None:
 
 def random_state() -> dict[str, Any]:
     """State of this process's random generators, as tensors and text."""
-    numpy_state = np.random.get_state()  # noqa: NPY002 -- the generator that other libraries draw from
+    numpy_state: Any = np.random.get_state()  # noqa: NPY002 -- the generator that other libraries draw from
     state = {
         "torch": torch.get_rng_state(),
         "python": json.dumps(random.getstate()),

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lit_wsl.models.universal.api import check_adapters, find_layout, remap_state
 from lit_wsl.models.universal.fold import MergedDtype, fold_state, tied_groups
 from lit_wsl.models.universal.layout import Layout
-from lit_wsl.models.universal.sidecar import SIDECAR_KEY, VERSION, Kind, pack, unpack
+from lit_wsl.models.universal.sidecar import SIDECAR_KEY, VERSION, Kind, describe_layers, pack, unpack
 from lit_wsl.state.formats import strip_wrappers
 from lit_wsl.training.checkpoint_io import use_atomic_io
 from lit_wsl.training.configuration import make_plain, run_configuration
@@ -31,6 +31,9 @@ from lit_wsl.training.resume import (
 
 STATE_KEYS = ("state_dict", "current_model_state")
 """State dicts in a checkpoint; the second is that of Lightning's weight averaging callbacks."""
+
+RESUME_KEY = "_resume"
+"""Entry of a checkpoint in memory: what a strategy that loads weights itself has already restored."""
 
 _FRESH_OPTIMIZER = (
     "Could not load all optimizer state from the checkpoint: {kept} of {total} parameters fit by name and shape.\n"
@@ -109,7 +112,7 @@ def make_universal(
         names = [parameter_names(module, layout, optimizer) for optimizer in trainer.optimizers]
         meta["optimizers"] = json.dumps([asdict(group) for group in names])
     if is_sharded(checkpoint["state_dict"]):
-        meta["layers"]["state_dict"] = {"signatures": {layer.name: layer.signature() for layer in layout}}
+        meta["layers"]["state_dict"] = describe_layers(layout)
     else:
         for key in STATE_KEYS:
             if key in checkpoint:
@@ -129,7 +132,8 @@ def fit_to_module(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     Raises:
         CheckpointError: If the weights do not fit the module's architecture.
     """
-    fresh: frozenset[str] = frozenset()
+    resume = checkpoint.pop(RESUME_KEY, None)
+    fresh: frozenset[str] = frozenset() if resume is None else resume.fresh
     for key in STATE_KEYS:
         if key in checkpoint:
             unfolded = remap_state(
@@ -144,7 +148,7 @@ def fit_to_module(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     checkpoint.setdefault("lr_schedulers", [])
     trainer: Any = module._trainer
     if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-        resume = Resume(checkpoint, fresh)
+        resume = resume or Resume(checkpoint, fresh)
         checkpoint["lr_schedulers"] = []  # restored at the start of training, when the optimizers are
         trainer.callbacks = [*(c for c in trainer.callbacks if not isinstance(c, Resume)), resume]
         if trainer.strategy.restore_checkpoint_after_setup:  # `on_fit_start` is over by then
@@ -164,7 +168,7 @@ class Resume(Callback):
         self._names = [ParameterNames(**names) for names in json.loads(meta.get("optimizers", "[]"))]
         self._random = meta.get("random", [])
         self._schedules = checkpoint["lr_schedulers"]
-        self._fresh = fresh
+        self.fresh = fresh
         self._hooks: list[Any] = []
         self.matched: dict[int, MatchedState] = {}
 
@@ -188,7 +192,7 @@ class Resume(Callback):
     ) -> MatchedState:
         """What fits of the saved state of the optimizer of that number; see :func:`match_state`."""
         layout = find_layout(module)
-        theirs = self._names[number] if number < len(self._names) else names_in_state(saved)
+        theirs = self._names[number] if number < len(self._names) else names_in_state(saved, layout)
         ours = parameter_names(module, layout, optimizer)
         matched = match_state(optimizer, saved, theirs, ours, self._anew(module, layout), **options)
         self.matched[number] = matched
@@ -201,7 +205,7 @@ class Resume(Callback):
         """Raw names of the parameters of adapters that start anew."""
         raw = (strip_wrappers(name) for name, _ in module.named_parameters())
         owned = ((name, layout.owner(name)) for name in raw if layout.plain(name) is None)
-        return {name for name, layer in owned if layer is not None and layer.name in self._fresh}
+        return {name for name, layer in owned if layer is not None and layer.name in self.fresh}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the schedules, now that the optimizers are; then leave the trainer as it was."""

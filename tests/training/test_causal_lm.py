@@ -185,7 +185,8 @@ def test_the_whole_model_is_saved_as_transformers_reads_it(bert_dir, llama_dir, 
     assert (tmp_path / "both" / "tokenizer.json").exists()
 
 
-def test_a_saved_adapter_scores_what_it_scored(llama_dir, text, tmp_path):
+def test_a_saved_adapter_scores_what_it_scored(text, tmp_path):
+    llama_dir = write_untied_llama(tmp_path / "llama")
     lora = LoraSpec(rank=2, attn_lora_rank=4, embedding_mode="lora", target_modules="all-linear")
     data = TokenBlockData([text], block_size=24)
     module = CausalLMModule(str(llama_dir), lora, optimizer=_adam)

@@ -28,6 +28,8 @@ class SideCar:
     adapters: Mapping[str, Tensor] = field(default_factory=dict)
     base: Mapping[str, Tensor] = field(default_factory=dict)
     norms: Mapping[str, Tensor] = field(default_factory=dict)
+    containers: Mapping[str, str] = field(default_factory=dict)
+    """Those of the layout; see :class:`Layout`."""
 
     def same_layers(self, layout: Layout, current: Mapping[str, Tensor]) -> set[str]:
         """Layers of ``layout`` whose adapters are kept here whole, and mean the same there.
@@ -54,12 +56,18 @@ class SideCar:
 
 def pack(folded: Folded, layout: Layout, kind: Kind) -> dict[str, Any]:
     """The side-car of one folded state dict."""
-    packed: dict[str, Any] = {"signatures": {layer.name: layer.signature() for layer in layout}}
+    packed: dict[str, Any] = describe_layers(layout)
     if kind != "none":
         packed["adapters"], packed["norms"] = folded.adapters, folded.norms
     if kind == "exact":
         packed["base"] = folded.base
     return packed
+
+
+def describe_layers(layout: Layout) -> dict[str, Any]:
+    """What tells the layers of a layout, without their tensors."""
+    signatures = {layer.name: layer.signature() for layer in layout}
+    return {"signatures": signatures, "containers": layout.containers}
 
 
 def unpack(checkpoint: Mapping[str, Any], state_key: str = "state_dict") -> SideCar:
@@ -77,9 +85,10 @@ def unpack(checkpoint: Mapping[str, Any], state_key: str = "state_dict") -> Side
             "upgrade lit_wsl, or load the plain `state_dict` alone."
         )
     packed = meta.get("layers", {}).get(state_key, {})
-    return SideCar(**{name: packed.get(name, {}) for name in ("signatures", "adapters", "base", "norms")})
+    names = ("signatures", "adapters", "base", "norms", "containers")
+    return SideCar(**{name: packed.get(name, {}) for name in names})
 
 
 def layout_of(saved: SideCar) -> Layout:
     """The adapted layers of the model that a side-car was saved from."""
-    return Layout(AdaptedLayer.from_signature(text) for text in saved.signatures.values())
+    return Layout(map(AdaptedLayer.from_signature, saved.signatures.values()), saved.containers)

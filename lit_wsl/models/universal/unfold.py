@@ -1,5 +1,6 @@
 """Plain state dict to the raw state dict of a model, whatever adapters that model has."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -90,6 +91,7 @@ def unfold_state(
     plain = _with_tied(plain, layout, ties, where)
     given = {layer.name for layer in layout if layout.plain(layer.weight) in plain or not layer.parts}
     restored = saved.same_layers(layout, current) & given
+    restored -= _stale(layout, restored, plain, saved, where)
     fresh = {layer.name for layer in layout if layer.parts} & given - restored
     state, misfits = _assign(plain, current, layout, saved, restored)
     if misfits.mismatched or (strict and misfits):
@@ -124,6 +126,47 @@ def _assign(
             state[key] = _kept(saved.base, key, plain[name]) if kept else plain[name]
     misfits.unexpected += [name for name in plain if name not in used]
     return state, misfits
+
+
+def _stale(layout: Layout, restored: set[str], plain: Mapping[str, Tensor], saved: SideCar, where: str) -> set[str]:
+    """Layers whose merged weight was changed after it was saved, so that the side-car belongs to another function."""
+    kept = {**saved.adapters, **saved.base}
+    stale = {
+        layer.name
+        for layer in layout
+        if layer.name in restored
+        and layer.weight in saved.base
+        and not _agrees(layer, plain[layout.plain(layer.weight) or ""], kept, saved.norms.get(layer.name))
+    }
+    if stale:
+        warnings.warn(
+            f"{where}: the weights of {len(stale)} layers, among them {min(stale)}, were changed after saving; "
+            "their adapters start fresh on the weights as they are.",
+            stacklevel=2,
+        )
+    return stale
+
+
+def _agrees(layer: AdaptedLayer, merged: Tensor, kept: Mapping[str, Tensor], norms: Tensor | None) -> bool:
+    """Whether some rows of the merged weight are what base and factors in the side-car fold to."""
+    base = kept[layer.weight]
+    if merged.shape != base.shape or (layer.magnitude and norms is None):
+        return True  # the one is reported as a misfit, the other leaves nothing to compare with
+    updates = layer.updates(kept, tuple(base.shape))
+    tolerance = 1e-5 if merged.dtype.itemsize >= 4 else 2e-2
+    for row in {0, len(base) // 3, len(base) // 2, len(base) - 1}:
+        moved = base[row].double().flatten()
+        for update in updates:
+            if update.start <= row < update.stop:
+                at = row - update.start
+                moved = moved + update.factors.rows(at, at + 1, torch.float64)[0]
+        if norms is not None:
+            factor = kept[layer.magnitude].double().flatten() / norms
+            moved = moved * (factor if layer.transposed else factor[row])
+        found = merged[row].double().flatten()
+        if not torch.allclose(found, moved, rtol=tolerance, atol=tolerance * found.abs().max().item()):
+            return False
+    return True
 
 
 def _kept(saved: Mapping[str, Tensor], key: str, other: Tensor) -> Tensor:
