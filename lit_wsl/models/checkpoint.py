@@ -9,14 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
-from lit_wsl.models.universal.layout import AdaptedLayer, Layout, LowRankPart
-from lit_wsl.models.universal.sidecar import SIDECAR_KEY, SideCar, unpack
+from lit_wsl.models.universal.layout import Layout
+from lit_wsl.models.universal.sidecar import SIDECAR_KEY, SideCar, layout_of, unpack
 from lit_wsl.state.formats import strip_wrappers, unwrap
 from lit_wsl.state.locate import model_path
 from lit_wsl.state.reader import TORCH_SUFFIXES, MemoryReader, StateReader, open_state, read_torch_file
-
-_CONTAINER = ("base_model", "model")
-"""Path of the plain model inside a ``PeftModel``."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,12 @@ class Checkpoint:
     def state(self) -> dict[str, Tensor]:
         """Every tensor as a view of the file, under names without wrapper components."""
         return {strip_wrappers(name): self.weights.read(name) for name in self.weights.keys()}
+
+    def others(self) -> list[str]:
+        """Names in the state dict whose values are no tensors."""
+        state = self.content.get("state_dict")
+        named = state.items() if isinstance(state, Mapping) else ()
+        return [str(name) for name, value in named if not isinstance(value, Tensor)]
 
     def sidecar(self) -> SideCar:
         """Factors and base weights; empty when the checkpoint has none.
@@ -103,19 +106,10 @@ class Checkpoint:
         Raises:
             CheckpointError: If the side-car is damaged.
         """
-        signatures = self.sidecar().signatures
-        layers = [self._layer(name, text) for name, text in signatures.items()]
-        return Layout(layers, _containers(layers, self.weights))
-
-    def _layer(self, name: str, signature: str) -> AdaptedLayer:
         try:
-            fields = json.loads(signature)
-            parts = tuple(LowRankPart(**{k: _frozen(v) for k, v in part.items()}) for part in fields.pop("parts"))
-            return AdaptedLayer(parts=parts, **{key: _frozen(value) for key, value in fields.items()})
+            return layout_of(self.sidecar())
         except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise CheckpointError(
-                f"{self.path}: the adapter of {name!r} is damaged ({error}); save it again."
-            ) from error
+            raise CheckpointError(f"{self.path}: its description of adapters is damaged ({error!r}).") from error
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -150,18 +144,3 @@ def choose_backbone(checkpoint: Checkpoint, name: str | None) -> Backbone:
     if name is None and len(known) > 1:
         raise ConfigError(f"{checkpoint.path} has the backbones {', '.join(known)}; choose with `--backbone NAME`.")
     return known[name] if name is not None else next(iter(known.values()))
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _containers(layers: list[AdaptedLayer], weights: StateReader) -> dict[str, str]:
-    """Path of every ``PeftModel`` among the layers' paths, whose inside the plain names do not show."""
-    found: dict[str, str] = {}
-    for layer in layers:
-        parts = layer.name.split(".")
-        at = next((i for i in range(len(parts) - 1) if tuple(parts[i : i + 2]) == _CONTAINER), None)
-        if at is not None and f"{layer.name}.weight" not in weights:
-            found[".".join(parts[:at])] = ".".join(_CONTAINER)
-    return found

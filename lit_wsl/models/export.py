@@ -39,7 +39,7 @@ class ExportReport:
     nbytes: int
     files: list[str]
     left_out: list[str]
-    """Tensors of the checkpoint that the format has no place for."""
+    """Entries of the state dict that the format has no place for."""
     verified: bool
 
 
@@ -93,7 +93,7 @@ def export_checkpoint(
         files = sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.name[0] != "." and p.is_file())
     if plan.left_out:
         count, first = len(plan.left_out), plan.left_out[0]
-        logger.warning("%d tensors outside the backbone are left out, first %s.", count, first)
+        logger.warning("%d entries have no place in this format and are left out, first %s.", count, first)
     size = sum(planned.info.nbytes for planned in plan.tensors.values())
     return ExportReport(target, format, len(plan.tensors), size, files, plan.left_out, verify)
 

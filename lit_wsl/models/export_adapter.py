@@ -6,6 +6,7 @@ Reference:
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,24 +197,41 @@ def _before(layer: AdaptedLayer, leaf: str, source: _Source) -> tuple[Tensor, Te
     """The layer's tensor before folding, exact where the side-car has it."""
     raw = layer.weight if leaf == "weight" else layer.bias
     merged = source.state[str(source.layout.plain(raw))]
-    if raw in source.saved.base:
-        return source.saved.base[raw], None
     if leaf == "bias" and not any(part.shift for part in layer.parts):
         return merged, None
-    alone = Layout([layer], source.layout.containers)
-    current = {key: source.saved.adapters[key] for key in layer.tensors() if key in source.saved.adapters}
-    plain = {}
-    for key in (layer.weight, layer.bias):
-        name = str(source.layout.plain(key))
-        if name in source.state:
-            plain[name] = current[key] = source.state[name]
-    base = unfold_state(plain, current, alone, source.saved, where=source.where).state[raw]
+    base = _unfolded(layer, source)[raw]
+    if raw in source.saved.base:
+        return base, None
     moved = merged.double()
     if layer.magnitude and leaf == "weight":
         factor = source.saved.norms[layer.name] / source.saved.adapters[layer.magnitude].double().flatten()
         moved = scale_rows(merged, factor.abs(), transposed=layer.transposed)
     precision = torch.finfo(merged.dtype).eps
     return base, precision * (moved.abs() + base.double().abs()) + torch.finfo(torch.float32).tiny
+
+
+def _unfolded(layer: AdaptedLayer, source: _Source) -> dict[str, Tensor]:
+    """The layer's tensors by raw keys, as the run had them.
+
+    Raises:
+        CheckpointError: If the merged weight is no longer what base and factors give.
+    """
+    current = {key: source.saved.adapters[key] for key in layer.tensors() if key in source.saved.adapters}
+    plain = {}
+    for key in (layer.weight, layer.bias):
+        name = str(source.layout.plain(key))
+        if name in source.state:
+            plain[name] = current[key] = source.state[name]
+    alone = Layout([layer], source.layout.containers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that weights were changed is an error here
+        unfolded = unfold_state(plain, current, alone, source.saved, where=source.where)
+    if layer.name not in unfolded.restored:
+        raise CheckpointError(
+            f"{source.where}: the weights of {layer.name} were changed after saving, so its adapter no longer gives "
+            f"them; {_WHOLE}."
+        )
+    return unfolded.state
 
 
 class _Site:

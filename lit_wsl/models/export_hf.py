@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def plan_safetensors(source: Checkpoint, request: Request) -> Plan:
     """The plain state dict as it is, tied duplicates included, so that it loads strictly."""
     tensors = {name: keep(tensor) for name, tensor in _plain_state(source).items()}
-    return Plan(recast(tensors, request.dtype))
+    return Plan(recast(tensors, request.dtype), left_out=source.others())
 
 
 def plan_hf(source: Checkpoint, request: Request) -> Plan:

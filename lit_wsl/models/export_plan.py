@@ -59,7 +59,7 @@ class Plan:
     head: dict[str, Planned] = field(default_factory=dict)
     head_metadata: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
-    """Tensors of the checkpoint that the format has no place for."""
+    """Entries of the state dict that the format has no place for."""
     read_from: list[Path] = field(default_factory=list)
     """Files that the output must not replace."""
     check: Callable[[Path], None] = _nothing

@@ -227,6 +227,13 @@ def test_safetensors_of_any_source(tmp_path):
         assert all(torch.equal(t, states[k]) or k == "nan" for k, t in written.items())
 
 
+def test_what_is_no_tensor_is_reported(tmp_path, caplog):
+    torch.save({"state_dict": {"w": torch.ones(2), "_extra_state": {"step": 3}}}, tmp_path / "a.ckpt")
+    report = export_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", format="safetensors")
+    assert report.left_out == ["_extra_state"]
+    assert "1 entries have no place in this format and are left out, first _extra_state." in caplog.text
+
+
 def test_unmerged_factors_of_unknown_scale_are_refused(untied, tmp_path):
     module = Module(untied)
     adapt(module.model, **LLAMA)
@@ -410,6 +417,16 @@ def test_what_has_no_adapter_is_refused(untied, tmp_path):
     with pytest.raises(CheckpointError, match="does not say what base"):
         export_checkpoint(save(module, tmp_path / "silent.ckpt"), tmp_path / "out", format="adapter")
     export_checkpoint(tmp_path / "silent.ckpt", tmp_path / "out", format="adapter", base=untied)
+
+
+def test_weights_that_were_changed_after_saving_are_refused(untied, tmp_path):
+    module = Module(untied)
+    adapt(module.model, **LLAMA)
+    content = torch.load(save(module, tmp_path / "a.ckpt"))
+    content["state_dict"]["model.model.layers.1.self_attn.q_proj.weight"] *= 1.5
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.q_proj were changed after saving"):
+        export_checkpoint(tmp_path / "a.ckpt", tmp_path / "out", format="adapter")
 
 
 def test_dora_on_some_layers_alone_is_refused(bert_dir, tmp_path):
