@@ -178,11 +178,18 @@ def _quieten() -> None:
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*GPU available but not used.*",
+        r".*The dirpath has changed from.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = _plain_warning
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _silence_transformers()
+
+
+def _plain_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning without the place in our code that it comes from."""
+    return f"WARNING: {message}\n"
 
 
 def _no_tips(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from lit_wsl.errors import ConfigError, DataError, did_you_mean
 from lit_wsl.state.locate import model_dir
+from lit_wsl.training.resumable import resumable_loader
 from lit_wsl.training.rows import read_rows
 from lit_wsl.training.tasks import SPLITS, TASKS, Split, prepare_task
 
@@ -198,7 +199,7 @@ class TextClassificationData(LightningDataModule):
         examples = self._split("train")
         lengths = [len(ids) for ids, _ in examples]
         sampler = LengthBatches(lengths, self.batch_size, torch.Generator().manual_seed(self.seed))
-        return DataLoader(
+        return resumable_loader(
             _ListDataset(examples), batch_sampler=sampler, collate_fn=self.collate, num_workers=self.num_workers
         )
 

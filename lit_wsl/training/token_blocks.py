@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from lit_wsl.errors import ConfigError, DataError
 from lit_wsl.state.locate import model_dir
+from lit_wsl.training.resumable import resumable_loader
 
 BYTES = "bytes"
 """Tokenizer whose ids are the bytes of UTF-8."""
@@ -97,7 +98,8 @@ class TokenBlockData(LightningDataModule):
 
     def _loader(self, blocks: Tensor, *, shuffle: bool) -> DataLoader[Any]:
         rows: Any = blocks  # rows of a tensor are a data set
-        return DataLoader(
+        loader = resumable_loader if shuffle else DataLoader
+        return loader(
             rows, batch_size=self.batch_size, shuffle=shuffle, collate_fn=_collate, num_workers=self.num_workers
         )
 
