@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback
 from lit_wsl.cli.main import run
 from lit_wsl.models.lora import LoraSpec
+from lit_wsl.state.writer import ShardedWriter
 from lit_wsl.training.causal_lm import CausalLMModule
 from tests.cli.test_main import one_line
 from tests.models.checkpoints import Module, adapt, output, save
@@ -120,7 +121,7 @@ def test_another_base_is_one_line_with_the_remedy(capsys, untied, tmp_path):
     one_line(capsys, 1, argv, "2 of 21 base tensors differ", "model.layers.0.self_attn.q_proj.weight", "--format hf")
 
 
-def test_an_interrupted_export_leaves_nothing_and_goes_on(trained, tmp_path):
+def test_an_interrupted_export_leaves_nothing_and_goes_on(trained, tmp_path, monkeypatch):
     code = (
         "import os, signal, sys; from lit_wsl.state import writer; count = 0; real = writer.ShardedWriter.finish\n"
         "def finish(self, name):\n    global count; real(self, name); count += 1\n"
@@ -131,7 +132,10 @@ def test_an_interrupted_export_leaves_nothing_and_goes_on(trained, tmp_path):
     assert subprocess.run([sys.executable, "-c", code, *argv], check=False).returncode == -9
     assert not (tmp_path / "out").exists()
     assert len((tmp_path / "out.partial" / ".journal").read_text().splitlines()) == 6
+    written, write = [], ShardedWriter.write
+    monkeypatch.setattr(ShardedWriter, "write", lambda self, *a: (written.append(a[0]), write(self, *a))[1])
     assert run(argv) == 0
+    assert len(written) == 21 - 5
     assert run([*argv[:-1], str(tmp_path / "whole")]) == 0
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole"))
     assert one == other

@@ -101,7 +101,10 @@ def test_hf_carries_tokenizer_and_head(bert_dir, tmp_path):
     adapt(module.encoder, r=4, target_modules=["query"])
     export_checkpoint(save(module, tmp_path / "a.ckpt"), tmp_path / "out")
     close(output(load_whole(AutoModel, tmp_path / "out")), output(module.encoder))
-    AutoTokenizer.from_pretrained(tmp_path / "out")
+    sentence = "a good film"
+    expected = AutoTokenizer.from_pretrained(bert_dir)(sentence)["input_ids"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(sentence)["input_ids"] == expected
+    assert (tmp_path / "out" / "tokenizer.json").exists()
     head = load_file(tmp_path / "out" / "head.safetensors")
     assert torch.equal(head["weight"], module.head.weight)
     assert set(head) == {"weight", "bias"}
@@ -265,6 +268,7 @@ def test_an_adapter_gives_the_modules_logits(untied, tmp_path, form, sidecar):
     Adapter(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["task_type"]) == (str(untied), "CAUSAL_LM")
+    assert config["modules_to_save"] == FORMS[form].get("modules_to_save")
 
 
 @pytest.mark.parametrize("sidecar", ["exact", "factors"])
@@ -419,6 +423,24 @@ def test_what_has_no_adapter_is_refused(untied, tmp_path):
     export_checkpoint(tmp_path / "silent.ckpt", tmp_path / "out", format="adapter", base=untied)
 
 
+def test_a_base_file_may_hold_either_tied_name(llama_dir, tmp_path):
+    module = Module(llama_dir)
+    adapt(module.model, **LLAMA)
+    weights = load_file(llama_dir / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    torch.save(weights, tmp_path / "base.pt")
+    path = save(module, tmp_path / "a.ckpt")
+    export_checkpoint(path, tmp_path / "out", format="adapter", base=tmp_path / "base.pt")
+
+
+def test_an_adapter_is_one_file(untied, tmp_path):
+    module = Module(untied)
+    adapt(module.model, **LLAMA)
+    path = save(module, tmp_path / "a.ckpt")
+    report = export_checkpoint(path, tmp_path / "out", format="adapter", shard_bytes=1000)
+    assert report.files == ["adapter_config.json", "adapter_model.safetensors"]
+
+
 def test_weights_that_were_changed_after_saving_are_refused(untied, tmp_path):
     module = Module(untied)
     adapt(module.model, **LLAMA)
@@ -474,6 +496,25 @@ def test_verification_finds_a_wrong_byte(untied, tmp_path, monkeypatch):
         export_checkpoint(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not export_checkpoint(path, tmp_path / "out", verify=False).verified
+
+
+def test_verification_reads_the_configuration_again(untied, tmp_path, monkeypatch):
+    from lit_wsl.models import export_hf
+
+    path, real = save(Module(untied), tmp_path / "a.ckpt"), export_hf.stored_config
+    monkeypatch.setattr(export_hf, "stored_config", lambda *a: real(*a).replace('"vocab_size": 256', '"vocab_size": 9'))
+    with pytest.raises(CheckpointError, match=r"does not fit this model .*of another shape"):
+        export_checkpoint(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_bases_generation_settings_are_kept(llama_dir, tmp_path):
+    module = Module(llama_dir)
+    module.model.generation_config.repetition_penalty = 1.5
+    module.model.save_pretrained(tmp_path / "base")
+    export_checkpoint(save(module, tmp_path / "a.ckpt"), tmp_path / "out", base=tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.generation_config.repetition_penalty == 1.5
 
 
 def test_an_output_may_not_replace_its_source(untied, tmp_path):
