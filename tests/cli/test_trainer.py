@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import yaml
 
 from lit_wsl.cli.trainer import TrainerCLI, run_trainer
 from lit_wsl.errors import ConfigError, LitWslError
+from lit_wsl.models.universal.sidecar import SIDECAR_KEY
 from lit_wsl.training.classification import SequenceClassificationModule
 from tests.tiny_bert import write_opinions, write_tiny_bert
 
@@ -76,6 +78,18 @@ def test_the_hyperparameters_of_a_checkpoint_override_nothing(tiny, place, monke
     assert run_trainer(_arguments(tiny, *typed, command="test")) == 0
     assert built["model"].lora.rank == 8
     assert built["model"].head_kind == "linear"
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    typed = [
+        "--model.init_args.lora.rank=8",
+        f"--ckpt_path={checkpoint}",
+        "--trainer.max_epochs=2",
+        "--trainer.default_root_dir=next",
+    ]
+    assert run_trainer(_arguments(tiny, *save[:1], *typed)) == 0
+    [resumed] = (place / "next").rglob("*.ckpt")
+    adapted = json.loads(torch.load(resumed, weights_only=True)[SIDECAR_KEY]["configuration"])["adapted"]
+    assert {rank for parts in adapted.values() for rank, _ in parts} == {8}
 
 
 def test_a_checkpoint_of_the_command_line_is_tested_and_loaded(tiny, place):
@@ -166,16 +180,25 @@ def _chain(name):
     return yaml.safe_load((ROOT / "configs" / "train" / f"{name}.yaml").read_text())
 
 
-@pytest.mark.parametrize("name", CHAIN)
-def test_the_shipped_language_model_configurations_train_from_the_root_of_the_repository(name, place, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
-    files = [f"--trainer.callbacks.init_args.dirpath={place}", f"--trainer.default_root_dir={place}"]
-    arguments = ["fit", f"--config=configs/train/{name}.yaml", "--ckpt_path=null", *short, *files]
-    assert run_trainer(arguments) == 0
-    assert sorted(path.name for path in place.iterdir()) == ["config.yaml", "last.ckpt"]
-    state = torch.load(place / "last.ckpt", weights_only=True)["state_dict"]
-    assert any("lora_embedding_A" in key for key in state) == ("lora" in name)
+def test_the_chain_of_configurations_runs_as_written(place, recwarn):
+    """Standard, rank 16, rank 32 and standard again, each from the checkpoint of the one before; only shorter."""
+    for name in ("configs", "docs", "README.md"):
+        (place / name).symlink_to(ROOT / name)
+    ranks = {"standard": 0, "lora_rank_16": 16, "lora_rank_32": 32, "deploy_standard": 0}
+    steps = 0
+    for name in CHAIN:
+        short = ["--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
+        assert run_trainer(["fit", f"--config=configs/train/{name}.yaml", *short]) == 0
+        folder = place / "artifacts" / "train" / name
+        assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "last.ckpt"]
+        content = torch.load(folder / "last.ckpt", weights_only=True)
+        adapted = json.loads(content[SIDECAR_KEY]["configuration"])["adapted"]
+        assert {rank for parts in adapted.values() for rank, _ in parts} == ({ranks[name]} if ranks[name] else set())
+        assert any("embed_tokens" in layer for layer in adapted) == bool(adapted)
+        assert not any("lora_" in key for key in content["state_dict"])
+        assert content["global_step"] > steps
+        steps = content["global_step"]
+    assert len([w for w in recwarn if "Could not load all optimizer state" in str(w.message)]) == 3
 
 
 def test_each_configuration_of_the_chain_goes_on_from_the_one_before():
