@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_wsl.errors import CheckpointError
 from lit_wsl.models.universal.layout import AdaptedLayer, Layout, join
 from lit_wsl.state.formats import strip_wrappers
-from lit_wsl.tensors.lora import add_updates, row_norms, scale_rows
+from lit_wsl.tensors.lora import add_updates, is_finite, row_norms, scale_rows
 
 MergedDtype = Literal["auto", "base", "float32"]
 """Dtype of folded weights: the base's, float32, or (auto) the base's but float32 where that has 16 bits."""
@@ -98,7 +98,7 @@ def _fold_layer(
 def _keep(folded: Folded, layout: Layout, raw: str, base: Tensor, merged: Tensor) -> None:
     """Put a merged tensor, if it is finite, in the place of its base."""
     plain = str(layout.plain(raw))
-    if not torch.isfinite(merged).all():
+    if not is_finite(merged):
         raise CheckpointError(
             f"{plain} merged with its adapter is not finite; lower the learning rate, "
             "or go back to an earlier checkpoint."
