@@ -4,25 +4,44 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback as UniversalCheckpointCallback
     from lit_wsl.merging import MergeReport as MergeReport
     from lit_wsl.merging import MergeSpec as MergeSpec
     from lit_wsl.merging import merge as merge
-    from lit_wsl.models.universal import get_merged_state_dict as get_merged_state_dict
-    from lit_wsl.models.universal import load_universal as load_universal
+    from lit_wsl.models.export import export_checkpoint as export_checkpoint
+    from lit_wsl.models.lora_spec import LoraSpec as LoraSpec
+    from lit_wsl.models.universal.api import get_merged_state_dict as get_merged_state_dict
+    from lit_wsl.models.universal.api import load_universal as load_universal
     from lit_wsl.state import open_state as open_state
+    from lit_wsl.training.universal import UniversalCheckpoint as UniversalCheckpoint
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "LoraSpec": "lit_wsl.models.lora_spec",
     "MergeReport": "lit_wsl.merging",
     "MergeSpec": "lit_wsl.merging",
-    "get_merged_state_dict": "lit_wsl.models.universal",
-    "load_universal": "lit_wsl.models.universal",
+    "UniversalCheckpoint": "lit_wsl.training.universal",
+    "UniversalCheckpointCallback": "lit_wsl.callbacks.universal_checkpoint",
+    "export_checkpoint": "lit_wsl.models.export",
+    "get_merged_state_dict": "lit_wsl.models.universal.api",
+    "load_universal": "lit_wsl.models.universal.api",
     "merge": "lit_wsl.merging",
     "open_state": "lit_wsl.state",
 }
 
-__all__ = ["MergeReport", "MergeSpec", "get_merged_state_dict", "load_universal", "merge", "open_state"]
+__all__ = [
+    "LoraSpec",
+    "MergeReport",
+    "MergeSpec",
+    "UniversalCheckpoint",
+    "UniversalCheckpointCallback",
+    "export_checkpoint",
+    "get_merged_state_dict",
+    "load_universal",
+    "merge",
+    "open_state",
+]
 
 
 def __getattr__(name: str) -> Any:

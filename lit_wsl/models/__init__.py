@@ -1,6 +1,1 @@
-"""Models: where their files are, and the adapters that train them."""
-
-from lit_wsl.models.lora import LoraSpec as LoraSpec
-from lit_wsl.models.lora import inject_lora as inject_lora
-from lit_wsl.models.lora import save_adapter as save_adapter
-from lit_wsl.state.locate import model_dir as model_dir
+"""Models: adapters, universal state dicts, exports. Public names stand in the package `lit_wsl` itself."""

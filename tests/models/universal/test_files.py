@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal import get_merged_state_dict, load_universal
+from lit_wsl.models.universal.api import get_merged_state_dict, load_universal
 from tests.models.universal.build import CONFIGURATIONS, adapted, llama, logits, shake
 from tests.models.universal.layers import NETS, output
 from tests.tiny_llama import tied_llama_config, untied_llama_config

@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal import get_merged_state_dict, load_universal
+from lit_wsl.models.universal.api import get_merged_state_dict, load_universal
 from lit_wsl.models.universal.foreign import align
 from tests.models.universal.build import shake
 from tests.models.universal.layers import NETS, output, plain_like

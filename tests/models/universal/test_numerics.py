@@ -6,7 +6,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal import get_merged_state_dict, load_universal
+from lit_wsl.models.universal.api import get_merged_state_dict, load_universal
 from lit_wsl.tensors import lora
 from tests.models.universal.build import shake
 from tests.models.universal.layers import NETS

@@ -9,8 +9,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal import check_adapters, get_merged_state_dict, load_universal
-from lit_wsl.models.universal.api import remap_state
+from lit_wsl.models.universal.api import check_adapters, get_merged_state_dict, load_universal, remap_state
 from lit_wsl.state.adapters import AdapterConfig
 from tests.models.universal.build import logits, shake
 from tests.tiny_llama import tied_llama_config

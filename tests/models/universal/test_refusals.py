@@ -8,7 +8,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal import check_adapters, get_merged_state_dict
+from lit_wsl.models.universal.api import check_adapters, get_merged_state_dict
 from tests.models.universal.build import shake
 from tests.tiny_llama import tied_llama_config
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.models.universal import check_adapters, load_universal
+from lit_wsl.models.universal.api import check_adapters, load_universal
 from lit_wsl.models.universal.fold import fold_state
 from lit_wsl.models.universal.sidecar import SIDECAR_KEY, VERSION, pack, unpack
 from tests.models.universal.build import CONFIGURATIONS, adapted, logits, shake
