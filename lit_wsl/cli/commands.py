@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lit_wsl.cli.parser import CommandParser
 from lit_wsl.merging.spec import MergeSpec
 
 
@@ -137,6 +138,32 @@ def _run_inspect(options: Namespace) -> int:
     return show_checkpoint(options.checkpoint, as_json=options.json)
 
 
+def _configure_completion(parser: ArgumentParser) -> None:
+    parser.add_argument("shell", type=Literal["bash", "zsh"], help="The shell that will run the script.")
+
+
+def _run_completion(options: Namespace) -> int:
+    from lit_wsl.cli.completion import completion_script, trainer_options
+
+    known = {name: _option_names(command) for name, command in COMMANDS.items()}
+    trainer = trainer_options()
+    sys.stdout.write(completion_script(options.shell, {**dict.fromkeys(TRAINER_COMMANDS, trainer), **known}))
+    return 0
+
+
+def _option_names(command: Command) -> list[str]:
+    parser = CommandParser(prog=command.name)
+    command.configure(parser)
+    return sorted({option for action in parser._actions for option in action.option_strings if option.startswith("--")})
+
+
+TRAINER_COMMANDS = {
+    "fit": "train a LightningModule",
+    "validate": "run the validation loop",
+    "test": "run the test loop",
+    "predict": "run the prediction loop",
+}
+
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
@@ -144,6 +171,7 @@ COMMANDS: dict[str, Command] = {
         Command("export", "write a checkpoint for transformers, PEFT or safetensors", _configure_export, _run_export),
         Command("inspect checkpoint", "show what a checkpoint holds", _configure_inspect, _run_inspect),
         Command("data prepare", "fetch and prepare the built-in text tasks", _configure_prepare, _run_prepare),
+        Command("completion", "print a completion script for bash or zsh", _configure_completion, _run_completion),
         Command("demo", "train three adapters, merge them, measure every task", _configure_demo, _run_demo),
     )
 }

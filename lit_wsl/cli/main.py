@@ -11,16 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lit_wsl import __version__
-from lit_wsl.cli.commands import COMMANDS, Command
+from lit_wsl.cli.commands import COMMANDS, TRAINER_COMMANDS, Command
 from lit_wsl.cli.parser import CommandParser, normalise
 from lit_wsl.errors import LitWslError, did_you_mean
-
-TRAINER_COMMANDS = {
-    "fit": "train a LightningModule",
-    "validate": "run the validation loop",
-    "test": "run the test loop",
-    "predict": "run the prediction loop",
-}
 
 
 def entry() -> NoReturn:
