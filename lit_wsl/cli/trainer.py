@@ -17,14 +17,15 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_wsl.callbacks.save_adapter import SaveAdapter as SaveAdapter  # `as`: found by the short name in YAML
+from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback as UniversalCheckpointCallback
 from lit_wsl.cli.commands import TRAINER_COMMANDS
 from lit_wsl.cli.parser import OneLineErrors
 from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.training.causal_lm import CausalLMModule as CausalLMModule
 from lit_wsl.training.classification import SequenceClassificationModule
+from lit_wsl.training.parallel import UniversalModelParallelStrategy as UniversalModelParallelStrategy
 from lit_wsl.training.text import TextClassificationData
 from lit_wsl.training.token_blocks import TokenBlockData as TokenBlockData
-
 
 _INTERRUPTED = 130
 _CLASSES = {"model": SequenceClassificationModule, "data": TextClassificationData}

@@ -6,10 +6,12 @@ import pytest
 import torch
 import yaml
 
+from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback
 from lit_wsl.cli.trainer import TrainerCLI, run_trainer
 from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.models.universal.sidecar import SIDECAR_KEY
 from lit_wsl.training.classification import SequenceClassificationModule
+from lit_wsl.training.parallel import UniversalModelParallelStrategy
 from tests.tiny_bert import write_opinions, write_tiny_bert
 
 ROOT = Path(__file__).parents[2]
@@ -240,3 +242,15 @@ def test_texts_of_a_class_beside_the_user_take_the_tokenizer_of_the_model(tiny, 
     assert run_trainer(_arguments(tiny, "--data.class_path=my_data.Mine")) == 0
     assert type(built["datamodule"]).__name__ == "Mine"
     assert built["datamodule"].tokenizer == str(tiny[0])
+
+
+def test_short_names_of_callback_and_strategy(tiny, monkeypatch):
+    built = {}
+    monkeypatch.setattr(TrainerCLI, "_run_subcommand", lambda self, _: built.update(vars(self)))
+    named = ["--trainer.callbacks=UniversalCheckpointCallback", "--trainer.callbacks.sidecar=factors"]
+    sharded = ["--trainer.strategy=UniversalModelParallelStrategy", "--trainer.strategy.data_parallel_size=2"]
+    shape = ["--trainer.strategy.tensor_parallel_size=1", "--trainer.devices=2"]
+    assert run_trainer(_arguments(tiny, *named, *sharded, *shape)) == 0
+    [callback] = [c for c in built["trainer"].callbacks if isinstance(c, UniversalCheckpointCallback)]
+    assert callback.sidecar == "factors"
+    assert isinstance(built["trainer"].strategy, UniversalModelParallelStrategy)
