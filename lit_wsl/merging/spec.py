@@ -1,13 +1,10 @@
 """What to merge, how, and where to: the one description behind the command line, YAML and Python."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lit_wsl.errors import ConfigError, did_you_mean
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
@@ -87,11 +84,9 @@ class MergeSpec:
     @property
     def shard_bytes(self) -> int:
         """``shard_size`` in bytes."""
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]B)?\s*", self.shard_size, re.IGNORECASE)
-        size = float(match[1]) * _UNITS[(match[2] or "").upper()] if match else 0
-        if size < 1:
-            raise ConfigError(f"Shard size {self.shard_size!r} is not understood; write for instance 5GB or 500MB.")
-        return int(size)
+        from lit_wsl.state.sizes import read_size  # its room loads torch, which `--help` has no need of
+
+        return read_size(self.shard_size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mapping of all fields, for a configuration file or metadata."""
