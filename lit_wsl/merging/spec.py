@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lit_wsl.errors import ConfigError, did_you_mean
+from lit_wsl.state.sizes import read_size
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,6 @@ class MergeSpec:
     @property
     def shard_bytes(self) -> int:
         """``shard_size`` in bytes."""
-        from lit_wsl.state.sizes import read_size  # its room loads torch, which `--help` has no need of
-
         return read_size(self.shard_size)
 
     def to_dict(self) -> dict[str, Any]:
