@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_wsl.errors import CheckpointError
+from lit_wsl.models.adapter_base import BaseTensor, rounding
 from lit_wsl.models.architecture import as_stored, make_architecture
 from lit_wsl.models.checkpoint import Backbone, Checkpoint, choose_backbone
 from lit_wsl.models.universal.layout import AdaptedLayer, Layout
@@ -62,6 +63,11 @@ def read_adapters(checkpoint: Checkpoint, name: str | None) -> AdapterSource:
     where = str(checkpoint.path)
     if not checkpoint.is_universal:
         raise CheckpointError(f"{where} is no universal checkpoint and tells of no adapters; {WHOLE} or `safetensors`.")
+    if checkpoint.is_sharded:
+        raise CheckpointError(
+            f"{where} keeps its factors in shards; {WHOLE}, or resume from it with "
+            "`save_distributed_checkpoint: false` and export what that run saves."
+        )
     backbone = choose_backbone(checkpoint, name)
     saved, layout = checkpoint.sidecar(), checkpoint.layout()
     source = AdapterSource(where, backbone, make_architecture(backbone, where), checkpoint.state(), saved, layout)
@@ -81,38 +87,45 @@ def _is_lost(key: str, source: AdapterSource) -> bool:
     return key not in source.saved.adapters if plain is None else plain not in source.state
 
 
-def base_tensors(source: AdapterSource) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-    """Name, tensor under the adapters, and how far rounding may have moved it where it was computed back."""
+def base_tensors(source: AdapterSource) -> Iterator[BaseTensor]:
+    """The tensors under the adapters."""
     layers, copies, prefix = source.layers, source.copies, source.backbone.prefix
     inner = {n.removeprefix(prefix): t for n, t in source.state.items() if n.startswith(prefix)}
     for name, tensor in as_stored(inner, source.model, source.where).items():
         path, _, leaf = name.rpartition(".")
         copied = next((copy for copy in copies if name.startswith(f"{copy}.")), None)
         if path in layers and leaf in ("weight", "bias"):
-            yield name, *_before(layers[path], leaf, source)
+            yield _before(name, layers[path], leaf, source)
         elif copied is not None:
             rest = name.removeprefix(copied)
-            yield name, source.saved.adapters.get(f"{copies[copied].name}.original_module{rest}", tensor), None
+            original = source.saved.adapters.get(f"{copies[copied].name}.original_module{rest}", tensor)
+            yield BaseTensor(name, original, copied=True)
         else:
-            yield name, tensor, None
+            yield BaseTensor(name, tensor)
 
 
 @torch.no_grad()
-def _before(layer: AdaptedLayer, leaf: str, source: AdapterSource) -> tuple[Tensor, Tensor | None]:
-    """The layer's tensor before folding, exact where the side-car has it."""
+def _before(name: str, layer: AdaptedLayer, leaf: str, source: AdapterSource) -> BaseTensor:
+    """The layer's tensor before folding, as it was where the side-car has it."""
     raw = layer.weight if leaf == "weight" else layer.bias
     merged = source.state[str(source.layout.plain(raw))]
     if leaf == "bias" and not any(part.shift for part in layer.parts):
-        return merged, None
+        return BaseTensor(name, merged)
     base = _unfolded(layer, source)[raw]
     if raw in source.saved.base:
-        return base, None
+        return BaseTensor(name, base, lambda: rounding(base))
+    return BaseTensor(name, base, lambda: _taken_out(merged, base, layer, leaf, source), widened=True)
+
+
+@torch.no_grad()
+def _taken_out(merged: Tensor, base: Tensor, layer: AdaptedLayer, leaf: str, source: AdapterSource) -> Tensor:
+    """How far folding and taking out may have moved each entry of the base."""
     moved = merged.double()
     if layer.magnitude and leaf == "weight":
         factor = source.saved.norms[layer.name] / source.saved.adapters[layer.magnitude].double().flatten()
         moved = scale_rows(merged, factor.abs(), transposed=layer.transposed)
     precision = torch.finfo(merged.dtype).eps
-    return base, precision * (moved.abs() + base.double().abs()) + torch.finfo(torch.float32).tiny
+    return precision * (moved.abs() + base.double().abs()) + torch.finfo(torch.float32).tiny
 
 
 def _unfolded(layer: AdaptedLayer, source: AdapterSource) -> dict[str, Tensor]:

@@ -15,8 +15,6 @@ from lit_wsl.models.checkpoint import Backbone
 from lit_wsl.models.universal.fold import same_tensor
 from lit_wsl.models.universal.unfold import Misfits
 
-_WRAPPED = re.compile(r"^(FSDP|Peft)")
-
 
 def make_architecture(backbone: Backbone, where: str) -> PreTrainedModel:
     """The backbone on the meta device.
@@ -40,12 +38,9 @@ def make_architecture(backbone: Backbone, where: str) -> PreTrainedModel:
 
 
 def _find_class(backbone: Backbone, where: str) -> type[PreTrainedModel]:
-    described = [backbone.architecture, backbone.architecture.removeprefix("FSDP")]
-    inner = (backbone.config.get("architectures") or []) if _WRAPPED.match(backbone.architecture) else []
-    for name in [*described, *inner]:
-        cls = getattr(transformers, str(name), None)
-        if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls is not PreTrainedModel:
-            return cls
+    cls = getattr(transformers, backbone.architecture, None)
+    if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls is not PreTrainedModel:
+        return cls
     raise CheckpointError(
         f"{where}: transformers has no model class {backbone.architecture!r}; export `--format safetensors`."
     )
@@ -60,6 +55,29 @@ def parameter_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
 def tied_names(model: PreTrainedModel) -> dict[str, str]:
     """Name of every tensor that is another's duplicate, to that other's name."""
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def possible_ties(model: PreTrainedModel) -> dict[str, str]:
+    """The same, and the pairs that the class ties under another configuration: a base may share what a run untied."""
+    usual = getattr(model, "_tied_weights_keys", None)
+    return (dict(usual) if isinstance(usual, Mapping) else {}) | tied_names(model)
+
+
+def unsharded_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class of a model as it was before ``fully_shard`` put a subclass in its place."""
+    kind = type(model)
+    inner: type[PreTrainedModel] = kind.__bases__[-1]
+    return inner if kind.__name__ == f"FSDP{inner.__name__}" else kind
+
+
+def converted_names(names: Iterable[str], model: PreTrainedModel) -> set[str]:
+    """Names of the tensors that transformers computes from several in a file, such as experts that it stacks."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    rules = [rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightConverter)]
+    targets = {target.replace(r"\1", ".*") for rule in rules for target in rule.target_patterns}
+    return {name for name in names if any(re.search(target, name) for target in targets)}
 
 
 def current_names(names: Iterable[str], model: PreTrainedModel) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
+from lit_wsl.models.sharded import EXPORT_FILE, is_sharded_checkpoint, read_metadata
 from lit_wsl.models.universal.layout import Layout
 from lit_wsl.models.universal.sidecar import SIDECAR_KEY, SideCar, layout_of, unpack
 from lit_wsl.state.formats import strip_wrappers, unwrap
@@ -39,13 +40,18 @@ class Checkpoint:
     path: Path
     weights: StateReader
     content: Mapping[str, Any] = field(default_factory=dict)
-    """All entries of a torch file."""
+    """All entries of a torch file, or of the metadata of a sharded checkpoint."""
 
     @property
     def meta(self) -> Mapping[str, Any]:
         """The side-car as it is stored; empty unless the checkpoint is universal."""
         meta = self.content.get(SIDECAR_KEY)
         return meta if isinstance(meta, Mapping) else {}
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether several processes wrote it, so that factors and optimizer states lie in their shards."""
+        return is_sharded_checkpoint(self.path)
 
     @property
     def is_universal(self) -> bool:
@@ -123,7 +129,19 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         content = read_torch_file(path)
         weights = MemoryReader(unwrap(content, str(path)), str(path), [path])
         return Checkpoint(path, weights, content if isinstance(content, Mapping) else {})
+    if is_sharded_checkpoint(path):
+        return _open_sharded(path)
     return Checkpoint(path, open_state(path))
+
+
+def _open_sharded(path: Path) -> Checkpoint:
+    """Merged weights and metadata; the shards stay closed, since torch reads their index with pickle."""
+    if not (path / EXPORT_FILE).is_file():
+        raise CheckpointError(
+            f"{path} has shards but no {EXPORT_FILE}, which `UniversalModelParallelStrategy` writes; make one file of "
+            f"it with `fabric consolidate {path}` and give that the ending .ckpt."
+        )
+    return Checkpoint(path, open_state(path / EXPORT_FILE), read_metadata(path))
 
 
 def choose_backbone(checkpoint: Checkpoint, name: str | None) -> Backbone:

@@ -13,13 +13,12 @@ from typing import Any
 from lit_wsl.errors import CheckpointError
 from lit_wsl.models.adapter_base import check_base
 from lit_wsl.models.adapter_site import Site
-from lit_wsl.models.adapter_source import WHOLE, AdapterSource, read_adapters
+from lit_wsl.models.adapter_source import WHOLE, AdapterSource, base_tensors, read_adapters
+from lit_wsl.models.architecture import parameter_shapes
 from lit_wsl.models.checkpoint import Checkpoint
 from lit_wsl.models.export_plan import Plan, Planned, Request, keep, recast, with_head
 from lit_wsl.models.lora_targets import peft_ranks, peft_targets
 from lit_wsl.state.adapters import PREFIX, Adapter
-from lit_wsl.state.locate import model_path
-from lit_wsl.state.reader import open_state
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 
@@ -33,8 +32,14 @@ def plan_adapter(checkpoint: Checkpoint, request: Request) -> Plan:
     """
     source = read_adapters(checkpoint, request.backbone)
     base_name = _base_name(checkpoint, request.base)
-    base = open_state(model_path(base_name))
-    check_base(source, base, base_name)
+    base = check_base(
+        base_tensors(source),
+        source.model,
+        parameter_shapes(source.model),
+        base_name,
+        where=f"{source.where}: its adapters",
+        remedy=f"{WHOLE} and use that as the base",
+    )
     made = {name: Site(name, layer, source) for name, layer in source.layers.items()}
     _check_expressible(source.where, made)
     tensors: dict[str, Planned] = {}

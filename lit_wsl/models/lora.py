@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.models.adapter_base import check_live_base
 from lit_wsl.models.lora_spec import LoraSpec as LoraSpec
 from lit_wsl.models.lora_spec import active_spec as active_spec
 from lit_wsl.models.lora_targets import adapted_layers, peft_ranks, peft_targets
+from lit_wsl.models.sharded import gathered
 from lit_wsl.state.adapters import HEAD_FILE, PREFIX, Adapter
 from lit_wsl.state.publish import published_directory
 from lit_wsl.state.writer import write_tensors
@@ -114,25 +116,38 @@ def save_adapter(
     base_model: str,
     head: Mapping[str, Tensor] | None = None,
     head_metadata: Mapping[str, str] | None = None,
+    *,
+    unread: tuple[str, ...] = (),
+    write: bool = True,
 ) -> None:
     """Write the adapters of ``model`` as a PEFT directory, published whole.
+
+    Where the weights are sharded every process must call it.
 
     Args:
         model: A model that went through ``inject_lora``.
         spec: What it was injected with.
         directory: Gets ``adapter_config.json`` and ``adapter_model.safetensors``; an earlier one is replaced.
-        base_model: Where the base model is, written to ``base_model_name_or_path``.
+        base_model: Where the base model is, written to ``base_model_name_or_path``; nothing is compared with an
+            empty one.
         head: Tensors of a task head, written to ``head.safetensors`` beside the adapters: the base model has
             no place for them, so neither PEFT nor a merge of backbones must meet them among the adapters.
         head_metadata: Metadata of that file.
+        unread: Beginnings of the names of layers that no output depends on, so that the base may have others there.
+        write: Whether this process writes, or only contributes its shards.
 
     Raises:
-        CheckpointError: If the factors fit no unchanged base, or the directory cannot be written or holds
-            something else.
+        CheckpointError: If the weights under the adapters are not those of the base, or the directory cannot be
+            written or holds something else.
     """
     check_saveable(spec)
+    if base_model:
+        check_live_base(model, base_model, unread)
     # The base of an adapted embedding is no part of the adapter, though PEFT would add it.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = gathered(get_peft_model_state_dict(model, save_embedding_layers=False), keep=write)
+    head = None if head is None else gathered(head, keep=write)
+    if not write:
+        return
     factors = {f"{PREFIX}{name}": tensor for name, tensor in state.items()}
     with published_directory(Path(directory), overwrite=True) as scratch:
         write_tensors(scratch / "adapter_model.safetensors", factors)

@@ -10,10 +10,11 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 
 from lit_wsl.errors import CheckpointError
+from lit_wsl.models.sharded import is_sharded_checkpoint
 from lit_wsl.models.universal.api import read_state
 from lit_wsl.state.publish import published_file
 from lit_wsl.state.reader import TORCH_SUFFIXES, read_torch_file
-from lit_wsl.training.shards import is_sharded_checkpoint, read_shards
+from lit_wsl.training.shards import read_shards
 
 _VERSION_KEY = "pytorch-lightning_version"
 

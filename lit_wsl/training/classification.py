@@ -40,6 +40,7 @@ class SequenceClassificationModule(BackboneModule):
     """
 
     backbone_name = "encoder"
+    unread = ("pooler.",)
 
     def __init__(
         self,

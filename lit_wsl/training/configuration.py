@@ -11,12 +11,16 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 import lit_wsl
-from lit_wsl.models.universal.layout import Layout
+from lit_wsl.models.architecture import unsharded_class
+from lit_wsl.models.universal.layout import Layout, join
 from lit_wsl.state.formats import strip_wrappers
 
 _LEAVES = (str, int, float, bool, type(None), Tensor, torch.dtype, torch.device)
+_ANY = "*"
+"""Stands for the name of any tensor."""
 
 
 def run_configuration(module: LightningModule, layout: Layout) -> dict[str, Any]:
@@ -26,22 +30,27 @@ def run_configuration(module: LightningModule, layout: Layout) -> dict[str, Any]
         "torch": torch.__version__,
         "module": f"{type(module).__module__}.{type(module).__qualname__}",
         "hyper_parameters": _jsonable(dict(module.hparams)),
-        "backbones": _backbones(module),
+        "backbones": _backbones(module, layout),
         "adapted": {layer.name: [[part.rank, part.scale] for part in layer.parts] for layer in layout},
     }
 
 
-def _backbones(module: nn.Module) -> list[dict[str, Any]]:
-    """Every transformers model inside a module that stands in no other one."""
+def _backbones(module: nn.Module, layout: Layout) -> list[dict[str, Any]]:
+    """Every transformers model inside a module that stands in no other one, by its path in the plain state dict."""
     found: list[dict[str, Any]] = []
     for path, part in module.named_modules():
-        name = strip_wrappers(path)
-        if not hasattr(part, "save_pretrained") or not hasattr(getattr(part, "config", None), "to_dict"):
+        name = _plain_path(path, layout) if isinstance(part, PreTrainedModel) else None
+        if name is None or any(name.startswith(f"{known['name']}.") or not known["name"] for known in found):
             continue
-        if any(name.startswith(f"{known['name']}.") or not known["name"] for known in found):
-            continue
-        found.append({"name": name, "class": type(part).__name__, "config": _jsonable(part.config.to_diff_dict())})
+        config = _jsonable(part.config.to_diff_dict())
+        found.append({"name": name, "class": unsharded_class(part).__name__, "config": config})
     return found
+
+
+def _plain_path(path: str, layout: Layout) -> str | None:
+    """Path of a module once PEFT's containers are gone; None for one that only an adapter has."""
+    plain = layout.plain(join(strip_wrappers(path), _ANY))
+    return None if plain is None else plain.removesuffix(_ANY).removesuffix(".")
 
 
 def make_plain(values: Mapping[str, Any], what: str) -> dict[str, Any]:

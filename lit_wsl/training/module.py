@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.models.adapter_base import check_live_base, trained_base
+from lit_wsl.models.architecture import tied_names
 from lit_wsl.models.lora import LoraSpec, active_spec, check_saveable, inject_lora, load_adapter, save_adapter
+from lit_wsl.models.sharded import gathered, is_spread
 from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
 from lit_wsl.state.publish import published_directory
@@ -40,6 +43,8 @@ class BackboneModule(UniversalCheckpoint):
 
     backbone_name: ClassVar[str]
     """Attribute that holds the backbone."""
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of the names of layers in the backbone that no output depends on."""
 
     def __init__(
         self,
@@ -115,8 +120,30 @@ class BackboneModule(UniversalCheckpoint):
                 "keep a checkpoint and run `lit-wsl export CKPT --format hf`."
             )
 
+    def check_base(self) -> None:
+        """Refuse adapters on other weights than their base's, which :meth:`save_adapter` could not save.
+
+        A checkpoint brings such weights along, for instance one of another rank, whose update is then part of them.
+        Where the weights are sharded every process must call it.
+
+        Raises:
+            CheckpointError: If a tensor under the adapters is not the base's, or trains.
+        """
+        if self.lora is None:
+            return
+        self.check_saveable()
+        trained = trained_base(self.backbone)
+        if trained:
+            raise CheckpointError(
+                f"{len(trained)} tensors under the adapters train too, first {trained[0]!r}, and an adapter cannot "
+                "hold them; freeze them, or keep a checkpoint and run `lit-wsl export CKPT --format hf`."
+            )
+        check_live_base(self.backbone, str(self.base_model), self.unread)
+
     def save_adapter(self, directory: Path) -> None:
         """Write the adapters as a PEFT directory, with the head, if there is one, in ``head.safetensors``.
+
+        Where the weights are sharded every process must call it; the first one writes.
 
         Raises:
             ConfigError: If the module trains without LoRA.
@@ -126,10 +153,21 @@ class BackboneModule(UniversalCheckpoint):
             raise ConfigError("No adapter to save: the module trains without `lora`; use `save_pretrained`.")
         self.check_saveable()
         assert self.base_model is not None
-        save_adapter(self.backbone, self.lora, directory, self.base_model, self._head_state(), self._head_metadata())
+        save_adapter(
+            self.backbone,
+            self.lora,
+            directory,
+            self.base_model,
+            self._head_state(),
+            self._head_metadata(),
+            unread=self.unread,
+            write=self.global_rank == 0,
+        )
 
     def save_pretrained(self, directory: Path) -> None:
         """Write what was trained: a PEFT directory with LoRA, else backbone and tokenizer in HF's layout.
+
+        Where the weights are sharded every process must call it; the first one writes.
 
         Raises:
             CheckpointError: If the adapters fit no base on disk, or the directory cannot be written.
@@ -137,10 +175,15 @@ class BackboneModule(UniversalCheckpoint):
         if self.lora is not None:
             self.save_adapter(directory)
             return
+        write = self.global_rank == 0
+        head = self._head_state()
+        head = None if head is None else gathered(head, keep=write)
+        state = _shards_in_one(self.backbone, keep=write)
+        if not write:
+            return
         with published_directory(Path(directory), overwrite=True) as scratch:
-            self.backbone.save_pretrained(scratch)
+            self.backbone.save_pretrained(scratch, state_dict=state)
             self._save_tokenizer(scratch)
-            head = self._head_state()
             if head is not None:
                 write_tensors(scratch / HEAD_FILE, head, self._head_metadata())
 
@@ -159,6 +202,14 @@ class BackboneModule(UniversalCheckpoint):
     def _head_metadata(self) -> Mapping[str, str] | None:
         """What a reader must know of that head."""
         return None
+
+
+def _shards_in_one(backbone: PreTrainedModel, *, keep: bool) -> dict[str, Tensor] | None:
+    """The weights of a sharded backbone in one piece, tied ones once; None for one that is not sharded."""
+    duplicates, state = tied_names(backbone), backbone.state_dict()
+    if not any(is_spread(tensor) for tensor in state.values()):
+        return None
+    return gathered({name: tensor for name, tensor in state.items() if name not in duplicates}, keep=keep)
 
 
 def _blocks(backbone: nn.Module) -> list[nn.Module]:

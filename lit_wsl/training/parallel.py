@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lit_wsl.models.sharded import EXPORT_FILE, is_sharded_checkpoint, read_metadata
 from lit_wsl.models.universal.api import find_layout, remap_state
 from lit_wsl.models.universal.fold import MergedDtype, dtype_of_merged, fold_state
 from lit_wsl.models.universal.layout import AdaptedLayer, Layout
@@ -21,11 +22,7 @@ from lit_wsl.state.safetensors import TensorInfo
 from lit_wsl.state.writer import ShardedWriter
 from lit_wsl.training.checkpoint_io import read_checkpoint
 from lit_wsl.training.resume import MatchedState
-from lit_wsl.training.shards import is_sharded_checkpoint, read_metadata
 from lit_wsl.training.universal import RESUME_KEY, Resume
-
-EXPORT_FILE = "model.safetensors"
-"""Merged weights inside a sharded checkpoint."""
 
 
 class UniversalModelParallelStrategy(ModelParallelStrategy):

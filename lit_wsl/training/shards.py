@@ -7,34 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.load import _METADATA_FILENAME
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
+from lit_wsl.models.sharded import read_metadata
 from lit_wsl.models.universal.fold import fold_state
 from lit_wsl.models.universal.layout import Layout
 from lit_wsl.models.universal.sidecar import SIDECAR_KEY, layout_of, pack, unpack
 from lit_wsl.state.formats import strip_wrappers
-from lit_wsl.state.reader import read_torch_file
 from lit_wsl.training.resume import ParameterNames
 
 _MODEL = "state_dict."
 _OPTIMIZER = re.compile(r"^optimizer_(\d+)\.state\.(.+)\.([^.]+)$")
-
-
-def is_sharded_checkpoint(path: Path) -> bool:
-    """Whether a path is a directory of shards with the metadata that Lightning puts beside them."""
-    return path.is_dir() and (path / _METADATA_FILENAME).is_file()
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Everything of a sharded checkpoint but weights and optimizer states.
-
-    Raises:
-        CheckpointError: If the file is damaged or would run code.
-    """
-    content: dict[str, Any] = read_torch_file(path / _METADATA_FILENAME)
-    return content
 
 
 def read_shards(path: Path) -> dict[str, Any]:

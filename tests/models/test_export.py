@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.models.checkpoint import open_checkpoint
 from lit_wsl.models.export import export_checkpoint
 from lit_wsl.state.adapters import Adapter
 from tests.models.checkpoints import Classifier, Module, adapt, output, save, write_gpt2
@@ -185,6 +186,34 @@ def test_a_peft_model_as_backbone(untied, tmp_path):
     close(output(with_adapter(AutoModelForCausalLM, untied, tmp_path / "adapter")), output(module.model))
 
 
+@pytest.mark.parametrize("where", ["backbone", "inside", "module to save"])
+def test_a_peft_model_of_random_weights(tmp_path, where):
+    """A user's own module, through the callback: no directory behind it tells of the class."""
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+
+    from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback
+    from tests.models.universal.build import llama
+    from tests.training.build import Plain, train
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.llama, self.scale = llama(), nn.Linear(1, 1)
+
+        def forward(self, **batch):
+            return self.llama(**batch)
+
+    module = Plain("standard")
+    targets = {"modules_to_save": ["llama"], "target_modules": ["scale"]} if where == "module to save" else {}
+    module.model = get_peft_model(llama() if where == "backbone" else Holder(), LoraConfig(**LLAMA | targets))
+    train(tmp_path, module, epochs=1, callbacks=[UniversalCheckpointCallback()])
+    (backbone,) = open_checkpoint(tmp_path / "last.ckpt").backbones()
+    assert (backbone.name, backbone.architecture) == ("model" + ".llama" * (where != "backbone"), "LlamaForCausalLM")
+    export_checkpoint(tmp_path / "last.ckpt", tmp_path / "hf")
+    close(output(load_whole(AutoModelForCausalLM, tmp_path / "hf")), output(module.model))
+
+
 def test_a_foreign_file_takes_the_bases_configuration(untied, tmp_path):
     module = Module(untied)
     states = {"lightning.ckpt": {"state_dict": module.state_dict()}, "plain.pt": module.model.state_dict()}
@@ -290,6 +319,17 @@ def test_an_adapter_on_tied_embeddings(llama_dir, tmp_path):
     adapt(module.model, **settings)
     export_checkpoint(save(module, tmp_path / "a.ckpt"), tmp_path / "out", format="adapter")
     close(output(with_adapter(AutoModelForCausalLM, llama_dir, tmp_path / "out")), output(module.model))
+
+
+def test_an_adapter_on_a_base_whose_experts_are_stacked_when_it_is_loaded(tmp_path):
+    small = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None}
+    AutoModelForCausalLM.from_config(MixtralConfig(**small, **heads)).save_pretrained(tmp_path / "base")
+    module = Module(tmp_path / "base")
+    adapt(module.model, **LLAMA)
+    path = save(module, tmp_path / "a.ckpt")
+    export_checkpoint(path, tmp_path / "out", format="adapter")
+    close(output(with_adapter(AutoModelForCausalLM, tmp_path / "base", tmp_path / "out")), output(module.model))
 
 
 def test_several_active_adapters_become_one(untied, tmp_path):

@@ -132,12 +132,12 @@ def test_layout(bert_dir, tmp_path):
     spec = ENCODER_SPEC
     model = _adapted(bert_dir, spec)
     for name in ("one", "two"):
-        save_adapter(model, spec, tmp_path / name, "package:some/model", {"weight": torch.ones(2)}, {})
+        save_adapter(model, spec, tmp_path / name, str(bert_dir), {"weight": torch.ones(2)}, {})
     keys = load_file(tmp_path / "one" / "adapter_model.safetensors").keys()
     assert "base_model.model.encoder.layer.0.attention.self.query.lora_A.weight" in keys
     assert all(key.startswith("base_model.model.") for key in keys)
     config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "package:some/model"
+    assert config["base_model_name_or_path"] == str(bert_dir)
     assert set(load_file(tmp_path / "one" / "head.safetensors")) == {"weight"}
     for file in (tmp_path / "one").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes()
