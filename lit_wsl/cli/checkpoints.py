@@ -56,13 +56,16 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found["adapters"]:
         yield "adapters", _adapters(found["adapters"])
     if found["sidecar"]:
-        yield "side-car", f"{found['sidecar']['kind']}, {_size(found['sidecar']['bytes'])}"
+        yield "side-car", _kept(found["sidecar"]["kind"], found["sidecar"]["bytes"])
     for optimizer in found["optimizers"]:
-        yield "optimizer", f"state of {optimizer['parameters']} parameters, {_size(optimizer['bytes'])}"
+        yield "optimizer", _kept(f"state of {optimizer['parameters']} parameters", optimizer["bytes"])
     for scheduler in found["schedulers"]:
         yield "scheduler", ", ".join(f"{key.strip('_')} {value}" for key, value in scheduler.items()) or "kept"
     if found["random_states"]:
-        yield "random states", f"of {found['random_states']} processes"
+        yield (
+            "random states",
+            "of 1 process" if found["random_states"] == 1 else f"of {found['random_states']} processes",
+        )
     for name, value in found["hyper_parameters"].items():
         yield f"hyperparameter {name}", json.dumps(value, ensure_ascii=False)
 
@@ -73,6 +76,10 @@ def _adapters(adapters: Mapping[str, Any]) -> str:
     scales = ", ".join(f"{scale} on {count}" for scale, count in adapters["scales"].items())
     dora = f"; DoRA on {adapters['dora']}" if adapters["dora"] else ""
     return f"{kinds}; rank {ranks or 'none'}; scale {scales or 'none'}{dora}; signature {adapters['signature']}"
+
+
+def _kept(what: str, nbytes: int | None) -> str:
+    return f"{what}, {'in the shards' if nbytes is None else _size(nbytes)}"
 
 
 def _size(nbytes: int) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from lit_wsl.models.checkpoint import Backbone, Checkpoint, open_checkpoint
-from lit_wsl.models.universal.layout import AdaptedLayer
-from lit_wsl.models.universal.sidecar import SideCar
+from lit_wsl.models.universal.layout import AdaptedLayer, Layout
 from lit_wsl.state.names import parse_name
+from lit_wsl.state.reader import StateReader
 
 _LIGHTNING = "pytorch-lightning_version"
 
@@ -31,7 +31,7 @@ def describe_checkpoint(source: str | Path) -> dict[str, Any]:
     return {
         "path": str(checkpoint.path),
         "kind": _kind(checkpoint),
-        "bytes": sum(file.stat().st_size for file in checkpoint.weights.files()),
+        "bytes": sum(file.stat().st_size for file in _files(checkpoint)),
         "versions": {
             "lit_wsl": configuration.get("lit_wsl"),
             "torch": configuration.get("torch"),
@@ -44,14 +44,25 @@ def describe_checkpoint(source: str | Path) -> dict[str, Any]:
         "backbones": [_backbone(checkpoint, backbone) for backbone in checkpoint.backbones()],
         "adapters": _adapters(checkpoint),
         "sidecar": _sidecar(checkpoint),
-        "optimizers": [_optimizer(state) for state in _entries(content.get("optimizer_states"))],
+        "optimizers": _sharded_optimizers(checkpoint)
+        if checkpoint.is_sharded
+        else [_optimizer(state) for state in _entries(content.get("optimizer_states"))],
         "schedulers": [_scheduler(state) for state in _entries(content.get("lr_schedulers"))],
         "random_states": len(checkpoint.meta.get("random", ())),
         "hyper_parameters": _jsonable(checkpoint.hyper_parameters()),
     }
 
 
+def _files(checkpoint: Checkpoint) -> list[Path]:
+    """The files of the weights, and all the others of a sharded checkpoint."""
+    return (
+        [f for f in checkpoint.path.iterdir() if f.is_file()] if checkpoint.is_sharded else checkpoint.weights.files()
+    )
+
+
 def _kind(checkpoint: Checkpoint) -> str:
+    if checkpoint.is_sharded:
+        return "sharded checkpoint"
     if checkpoint.path.is_dir():
         return "sharded directory" if len(checkpoint.weights.files()) > 1 else "directory"
     if checkpoint.is_universal:
@@ -67,7 +78,7 @@ def _weights(checkpoint: Checkpoint) -> dict[str, dict[str, int]]:
         info = checkpoint.weights.info(name)
         total = totals.setdefault(str(info.dtype).removeprefix("torch."), Counter())
         total["tensors"] += 1
-        place = _place(checkpoint.weights.read(name)) if checkpoint.content else None
+        place = _place(checkpoint.weights.read(name)) if checkpoint.path.is_file() and checkpoint.content else None
         if place is None or place not in shared:
             total["parameters"] += info.numel
             total["bytes"] += info.nbytes
@@ -92,13 +103,14 @@ def _backbone(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Any]:
 
 
 def _adapters(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    layers, saved = list(checkpoint.layout()), checkpoint.sidecar()
+    layout, saved = checkpoint.layout(), checkpoint.sidecar()
+    layers = list(layout)
     if not layers:
         return None
     parts = [part for layer in layers for part in layer.parts]
     signatures = json.dumps(sorted(saved.signatures.items()))
     return {
-        "layers": dict(Counter(_layer_kind(layer, saved) for layer in layers)),
+        "layers": dict(Counter(_layer_kind(layer, layout, checkpoint.weights) for layer in layers)),
         "ranks": {str(rank): count for rank, count in sorted(Counter(part.rank for part in parts).items())},
         "scales": {f"{scale:g}": count for scale, count in sorted(Counter(part.scale for part in parts).items())},
         "dora": sum(bool(layer.magnitude) for layer in layers),
@@ -106,7 +118,7 @@ def _adapters(checkpoint: Checkpoint) -> dict[str, Any] | None:
     }
 
 
-def _layer_kind(layer: AdaptedLayer, saved: SideCar) -> str:
+def _layer_kind(layer: AdaptedLayer, layout: Layout, weights: StateReader) -> str:
     if not layer.parts:
         return "trained whole" if layer.base.startswith("modules_to_save") else "inactive"
     first = layer.parts[0]
@@ -114,16 +126,25 @@ def _layer_kind(layer: AdaptedLayer, saved: SideCar) -> str:
         return "embedding"
     if len(layer.parts) > 1:
         return "fused" if first.A_rows is not None else "several adapters"
-    down = saved.adapters.get(first.A)
-    return "convolution" if down is not None and down.ndim > 2 else "linear"
+    weight = str(layout.plain(layer.weight))
+    shape = weights.info(weight).shape if weight in weights else ()
+    return "convolution" if len(shape) > 2 else "linear"
 
 
 def _sidecar(checkpoint: Checkpoint) -> dict[str, Any] | None:
     if not checkpoint.is_universal:
         return None
-    tensors = list(_tensors(checkpoint.meta.get("layers", {})))
     kind = checkpoint.meta.get("sidecar", "none")
+    if checkpoint.is_sharded:
+        return {"kind": kind, "tensors": None, "bytes": None}
+    tensors = list(_tensors(checkpoint.meta.get("layers", {})))
     return {"kind": kind, "tensors": len(tensors), "bytes": sum(tensor.nbytes for tensor in tensors)}
+
+
+def _sharded_optimizers(checkpoint: Checkpoint) -> list[dict[str, int | None]]:
+    """The parameters of each optimizer, whose state lies in the shards."""
+    groups = json.loads(checkpoint.meta.get("optimizers", "[]"))
+    return [{"parameters": sum(map(len, group["names"])), "bytes": None} for group in groups]
 
 
 def _optimizer(state: Mapping[str, Any]) -> dict[str, int]:

@@ -129,7 +129,7 @@ def test_the_table_says_the_same(capsys, untied, tmp_path):
         "LlamaForCausalLM (llama), 2 layers",
         "2 linear; rank 4 on 2; scale 0.5 on 2; signature ",
         "exact, ",
-        "of 1 processes",
+        "of 1 process ",
         "hyperparameter model",
     ):
         assert words in shown

@@ -11,9 +11,16 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 import lit_wsl
+from lit_wsl.callbacks.save_adapter import SaveAdapter
+from lit_wsl.errors import CheckpointError
+from lit_wsl.models.lora_spec import LoraSpec
+from lit_wsl.training.causal_lm import CausalLMModule
 from lit_wsl.training.parallel import UniversalModelParallelStrategy
 from tests.models.universal.build import llama, logits
 from tests.training.build import Universal
+
+SAVED = {"adapter": LoraSpec(rank=2), "whole": None}
+"""Directory to the adapters of the module that is saved there."""
 
 
 class Sharded(Universal):
@@ -37,6 +44,25 @@ def strategy(kind):
     )
 
 
+def trainer(folder, kind, epochs, **settings):
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy(kind),
+        max_epochs=epochs,
+        default_root_dir=folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+
+
+def data():
+    return DataLoader((torch.arange(16 * 8).reshape(16, 8) * 5) % 256, batch_size=2, shuffle=True)
+
+
 def run(folder, kind, name, epochs, ckpt_path=None, save=None):
     """Fit a configuration; returns the module and its logits before the first step."""
     torch.manual_seed(0)
@@ -48,22 +74,35 @@ def run(folder, kind, name, epochs, ckpt_path=None, save=None):
         seen.append([group["lr"] for group in module.optimizers().param_groups][0])
 
     module.on_train_start = look
-    runner = lightning.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy=strategy(kind),
-        max_epochs=epochs,
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    data = DataLoader((torch.arange(16 * 8).reshape(16, 8) * 5) % 256, batch_size=2, shuffle=True)
-    runner.fit(module, data, ckpt_path=ckpt_path)
+    runner = trainer(folder, kind, epochs)
+    runner.fit(module, data(), ckpt_path=ckpt_path)
     if save:
         runner.save_checkpoint(save)
     return module, *seen
+
+
+class Rows(CausalLMModule):
+    """A language model of ours that takes bare rows of tokens."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step({"input_ids": batch, "labels": batch}, batch_idx)
+
+
+def save_at_the_end(folder, name, lora, **settings):
+    """Fit a sharded module with the callback that saves it, and leave its logits; returns the words of an error."""
+    torch.manual_seed(0)
+    module = Rows(str(folder / "base"), lora)
+    runner = trainer(folder, "sharded", 1, callbacks=[SaveAdapter(folder / name)])
+    try:
+        runner.fit(module, data(), **settings)
+    except CheckpointError as error:
+        return str(error)
+    if not settings:
+        runner.save_checkpoint(folder / f"{name}.ckpt")
+    out = logits(module.model)
+    if runner.is_global_zero:
+        torch.save(out, folder / f"{name}.pt")
+    return ""
 
 
 def main():
@@ -90,6 +129,10 @@ def main():
         for kind in kinds:
             module, _, moments, _ = run(folder, kind, "fewer", 2, ckpt_path=folder / f"{source}.ckpt")
             results[f"{source} to {kind}"] = {"moments": moments, "losses": module.losses}
+    results["saved"] = [save_at_the_end(folder, name, lora) for name, lora in SAVED.items()]
+    earlier = {"ckpt_path": folder / "adapter.ckpt"}
+    results["same rank"] = save_at_the_end(folder, "again", SAVED["adapter"], **earlier)
+    results["another rank"] = save_at_the_end(folder, "other", LoraSpec(rank=4), **earlier)
     (folder / f"results{os.environ['RANK']}.json").write_text(json.dumps(results))
 
 
