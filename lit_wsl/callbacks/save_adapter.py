@@ -48,7 +48,7 @@ class SaveAdapter(Callback):
         Raises:
             CheckpointError: If a tensor under the adapters is not the base's, or trains.
         """
-        if isinstance(pl_module, BackboneModule) and not _is_trial(trainer):
+        if isinstance(pl_module, BackboneModule):
             pl_module.check_base()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,7 +58,9 @@ class SaveAdapter(Callback):
             CheckpointError: If the weights under the adapters were changed while training; a run without
                 checkpoints then leaves one beside the directory.
         """
-        if _is_trial(trainer) or not (trainer.is_global_zero or isinstance(pl_module, BackboneModule)):
+        if getattr(trainer, "fast_dev_run", False) or not (
+            trainer.is_global_zero or isinstance(pl_module, BackboneModule)
+        ):
             return
         module: Any = pl_module
         try:
@@ -69,7 +71,3 @@ class SaveAdapter(Callback):
             raise
         if trainer.is_global_zero:
             logger.info("Wrote %s.", self.directory)
-
-
-def _is_trial(trainer: Trainer) -> bool:
-    return bool(getattr(trainer, "fast_dev_run", False))

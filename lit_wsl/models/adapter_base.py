@@ -1,6 +1,5 @@
 """Proof that adapters belong to a base: what stands under them is what the base's files hold."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -135,11 +134,18 @@ def _under_adapters(model: nn.Module, layout: Layout) -> Iterator[tuple[str, Ten
 
 
 def _plain_architecture(model: nn.Module) -> PreTrainedModel | None:
-    """The model without weights and adapters; None for one that is not of transformers."""
+    """The model without weights and adapters; None for one that is not of transformers.
+
+    Its class tells which names files have: that of a sharded model is not one of transformers' own.
+    """
     if not isinstance(model, PreTrainedModel):
         return None
-    with torch.device("meta"):
-        made: PreTrainedModel = unsharded_class(model)(copy.deepcopy(model.config))
+    config = type(model.config).from_dict(model.config.to_diff_dict())
+    try:
+        with torch.device("meta"):
+            made: PreTrainedModel = unsharded_class(model)(config)
+    except TypeError:  # a user's class with arguments of its own
+        return model
     return made
 
 

@@ -2,7 +2,7 @@ import lightning
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from lit_wsl.callbacks.save_adapter import SaveAdapter
 from lit_wsl.errors import CheckpointError, ConfigError
@@ -103,6 +103,26 @@ def test_another_base_under_the_adapters_shows_at_the_start(llama_dir, tmp_path,
     assert "\n" not in str(error.value)
     assert trainer.global_step == 5, "that of the checkpoint"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["bf16-true", "own class"])
+def test_narrow_weights_and_classes_of_the_user(llama_dir, tmp_path, kind):
+    class Mine(LlamaForCausalLM):
+        def __init__(self, config, secret):
+            super().__init__(config)
+
+    def make():
+        module = Rows(str(llama_dir), LoraSpec(rank=2))
+        module.sidecar = "factors"
+        if kind == "own class":
+            module.model.__class__ = Mine
+        return module
+
+    settings = {} if kind == "own class" else {"precision": kind}
+    _train(tmp_path, make(), **settings)
+    save = SaveAdapter(tmp_path / "out")
+    _train(tmp_path, make(), epochs=2, ckpt_path=tmp_path / "last.ckpt", callbacks=[save], **settings)
+    assert (tmp_path / "out" / "adapter_config.json").exists()
 
 
 def test_the_remedy_works(llama_dir, tmp_path):
