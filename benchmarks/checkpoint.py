@@ -1,7 +1,7 @@
 """Saving and loading a universal checkpoint, against ``torch.save`` of the same bytes and Lightning's own file.
 
-    python -m benchmarks.checkpoint                # 0.5B, LoRA of rank 16 on every linear layer
-    python -m benchmarks.checkpoint --size tiny    # seconds: does the script itself work?
+python -m benchmarks.checkpoint                # 0.5B, LoRA of rank 16 on every linear layer
+python -m benchmarks.checkpoint --size tiny    # seconds: does the script itself work?
 """
 
 import argparse
@@ -25,8 +25,9 @@ import lit_wsl
 from benchmarks.inputs import SIZES
 from benchmarks.measure import machine
 from lit_wsl.models.lora import LoraSpec, inject_lora
+from lit_wsl.models.universal.fold import MergedDtype
 from lit_wsl.models.universal.sidecar import Kind
-from lit_wsl.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lit_wsl.training.checkpoint_io import AtomicCheckpointIO
 from lit_wsl.training.universal import UniversalCheckpoint, make_universal
 
 SAMPLE_SECONDS = 0.002
@@ -80,6 +81,9 @@ def run(size: str, work: Path, runs: int) -> dict[str, dict[str, Any]]:
         "torch.save of the same bytes": lambda: torch.save(whole, path),
         "the same, synced": lambda: _synced(whole, path),
         "Lightning's own file of the same bytes": lambda: TorchCheckpointIO().save_checkpoint(whole, str(path)),
+        "Lightning's own, not merged": lambda: TorchCheckpointIO().save_checkpoint(
+            {"state_dict": module.state_dict()}, str(path)
+        ),
         "fold alone": lambda: _universal(module, "exact"),
         **{
             f"universal, side-car {kind}": lambda kind=kind: AtomicCheckpointIO().save_checkpoint(
@@ -87,6 +91,9 @@ def run(size: str, work: Path, runs: int) -> dict[str, dict[str, Any]]:
             )
             for kind in ("exact", "factors", "none")
         },
+        "universal, merged dtype of the base": lambda: AtomicCheckpointIO().save_checkpoint(
+            _universal(module, "exact", "base"), path
+        ),
         "load: torch.load": lambda: torch.load(work / "whole.ckpt", weights_only=True),
         "load: same configuration": lambda: lit_wsl.load_universal(module, work / "whole.ckpt"),
         "load: into rank 32": lambda: lit_wsl.load_universal(other, work / "whole.ckpt"),
@@ -108,12 +115,12 @@ def run(size: str, work: Path, runs: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def _universal(module: Module, kind: Kind) -> dict[str, Any]:
+def _universal(module: Module, kind: Kind, merged_dtype: MergedDtype = "auto") -> dict[str, Any]:
     checkpoint: dict[str, Any] = {
         "state_dict": module.state_dict(),
         "pytorch-lightning_version": lightning.__version__,
     }
-    make_universal(module, checkpoint, kind, "auto")
+    make_universal(module, checkpoint, kind, merged_dtype)
     return checkpoint
 
 

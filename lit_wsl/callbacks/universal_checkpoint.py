@@ -1,5 +1,6 @@
 """Universal checkpoints for a LightningModule that does not carry the mixin."""
 
+from types import MethodType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,7 +9,7 @@ from lit_wsl.models.universal.fold import MergedDtype
 from lit_wsl.models.universal.sidecar import Kind
 from lit_wsl.training.universal import UniversalCheckpoint, fit_to_module, make_universal, prepare
 
-_BOUND = "_universal_checkpoint"
+_SETTINGS = "_universal_checkpoint"
 
 
 class UniversalCheckpointCallback(Callback):
@@ -37,23 +38,22 @@ class UniversalCheckpointCallback(Callback):
             pl_module.sidecar, pl_module.merged_dtype = self.sidecar, self.merged_dtype
             return
         prepare(pl_module, trainer)
-        bound = getattr(pl_module, _BOUND, None)
-        if bound is None:
-            _bind(pl_module, self)
-        else:
-            bound.sidecar, bound.merged_dtype = self.sidecar, self.merged_dtype
+        bound = {
+            _SETTINGS: (self.sidecar, self.merged_dtype),
+            "on_save_checkpoint": MethodType(on_save_checkpoint, pl_module),
+            "on_load_checkpoint": MethodType(on_load_checkpoint, pl_module),
+        }
+        pl_module.__dict__.update(bound)
 
 
-def _bind(module: LightningModule, callback: UniversalCheckpointCallback) -> None:
-    save, load = module.on_save_checkpoint, module.on_load_checkpoint
+def on_save_checkpoint(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """The module's own hook, and then the folding; a copy of the module has it bound to the copy."""
+    type(module).on_save_checkpoint(module, checkpoint)
+    sidecar, merged_dtype = getattr(module, _SETTINGS)
+    make_universal(module, checkpoint, sidecar, merged_dtype)
 
-    def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
-        save(checkpoint)
-        make_universal(module, checkpoint, callback.sidecar, callback.merged_dtype)
 
-    def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
-        load(checkpoint)
-        fit_to_module(module, checkpoint)
-
-    hooks: Any = {"on_save_checkpoint": on_save_checkpoint, "on_load_checkpoint": on_load_checkpoint, _BOUND: callback}
-    module.__dict__.update(hooks)
+def on_load_checkpoint(module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """The module's own hook, and then the keys of this module."""
+    type(module).on_load_checkpoint(module, checkpoint)
+    fit_to_module(module, checkpoint)

@@ -5,8 +5,11 @@ killed process leaves the old output or none, and the same command can take the 
 """
 
 import fcntl
+import glob
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +20,7 @@ from lit_wsl.errors import CheckpointError
 
 MARKER = ".lit_wsl.json"
 """File in every published directory that lists the others; only what it lists may be overwritten."""
+_HOST = re.sub(r"\W", "-", platform.node()) or "host"
 FINGERPRINT = ".fingerprint"
 """File in a partial directory that says whose work it is."""
 
@@ -180,14 +184,19 @@ def _swap(scratch: Path, target: Path, replaced: Path) -> None:
 def published_file(target: Path) -> Iterator[Path]:
     """Yield a scratch path beside ``target``; sync it and rename it over ``target`` only when the block ends well.
 
-    A killed process or a power cut leaves the earlier file whole; its scratch file is replaced by the next call.
+    A killed process or a power cut leaves the earlier file whole; its scratch file is removed by the next call. Of
+    several processes that write one file each writes its own; the last to finish wins.
 
     Raises:
         CheckpointError: If the file cannot be written.
     """
-    partial = target.with_name(target.name + ".partial")
+    target = target.resolve()
+    if target.exists() and not target.is_file():
+        raise CheckpointError(f"{target} is no regular file and is left alone; choose another.")
+    partial = target.with_name(f"{target.name}.{_HOST}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(target)
         yield partial
         _sync(partial)
         partial.replace(target)
@@ -200,6 +209,14 @@ def published_file(target: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _remove_left_behind(target: Path) -> None:
+    """Remove scratch files of processes of this machine that are gone."""
+    for path in target.parent.glob(f"{glob.escape(target.name)}.{_HOST}.*.partial"):
+        number = path.name.split(".")[-2]
+        if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

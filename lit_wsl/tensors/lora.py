@@ -11,6 +11,9 @@ _BLOCK_ENTRIES = 1 << 17
 """Entries of a weight that are worked on at once in float64: 1 MB, which stays in cache."""
 
 
+_GROUP_BYTES = 512
+
+
 @dataclass(frozen=True)
 class LoraFactors:
     r"""A weight update kept as two thin matrices: :math:`\Delta W = s \, B A`.
@@ -157,3 +160,21 @@ def scale_rows(weight: Tensor, factor: Tensor, *, transposed: bool) -> Tensor:
 def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is infinite or NaN: one sum, and a look at every entry only if that is not finite."""
     return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+def checksum(tensor: Tensor) -> list[int]:
+    """Two sums over the bits of a tensor, plain and weighted by position, which an edit of the values changes.
+
+    The bits are taken as 64-bit numbers in groups of half a kilobyte, and a group is weighted by its number. Integer
+    sums wrap around, so neither threads nor the order of summation matter.
+    """
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    if data.storage_offset() % 8 or data.data_ptr() % 8:
+        data = data.clone()
+    padded = -(-len(data) // _GROUP_BYTES) * _GROUP_BYTES
+    whole = len(data) if padded == len(data) else padded - _GROUP_BYTES
+    rest = torch.zeros(padded - whole, dtype=torch.uint8)
+    rest[: len(data) - whole] = data[whole:]
+    groups = [part.view(torch.int64).reshape(-1, _GROUP_BYTES // 8).sum(dim=1) for part in (data[:whole], rest)]
+    sums = torch.cat(groups)
+    return [int(sums.sum()), int((sums * torch.arange(1, len(sums) + 1)).sum())]

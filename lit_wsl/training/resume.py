@@ -2,6 +2,7 @@
 
 import json
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim import lr_scheduler as schedules
 
 from lit_wsl.models.universal.layout import Layout
 from lit_wsl.state.formats import strip_wrappers
 
-_PER_GROUP = ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "_schedulers")
-"""What a schedule keeps for each parameter group, or for each schedule inside it."""
+_PROGRESS = ("last_epoch", "_step_count", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i")
+"""What a schedule counts, as opposed to its settings."""
+_CLOSED = (schedules.LambdaLR, schedules.OneCycleLR, schedules.CosineAnnealingWarmRestarts, schedules.CyclicLR)
+"""Schedules whose ``get_lr`` looks at the progress alone."""
+_WHOLE = (torch.optim.LBFGS,)
+"""Optimizers that keep one history for all parameters."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,10 @@ class ParameterNames:
     shapes: list[list[list[int]]]
     options: list[dict[str, Any]]
     """Learning rate and other numbers of each group."""
+    kind: str = ""
+    """Class of the optimizer, if known."""
+    rate: float = 0.0
+    """Learning rate that the optimizer was made with; 0 if unknown."""
 
     def flat(self) -> list[tuple[str, tuple[int, ...]]]:
         """Name and shape of every parameter, in the optimizer's order."""
@@ -44,6 +54,8 @@ def parameter_names(module: nn.Module, layout: Layout, optimizer: Optimizer) -> 
         [[known.get(id(p), "") for p in group] for group in groups],
         [[list(p.shape) for p in group] for group in groups],
         [_numbers(group) for group in optimizer.param_groups],
+        type(optimizer).__name__,
+        float(optimizer.defaults.get("lr") or 0.0),
     )
 
 
@@ -72,7 +84,7 @@ class MatchedState:
     """Names of the parameters whose state was taken over."""
     total: int
     same_groups: bool
-    """Whether there are as many parameter groups as before, with known learning rates."""
+    """Whether all of it goes on, in the same parameter groups with known learning rates."""
 
     @property
     def complete(self) -> bool:
@@ -102,11 +114,7 @@ def match_state(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     indices = [i for group in own["param_groups"] for i in group["params"]]
     numbers = [i for group in saved["param_groups"] for i in group["params"]]
-    found: dict[str, tuple[int, tuple[int, ...]]]
-    if theirs is not None:
-        found = {name: (i, shape) for i, (name, shape) in zip(numbers, theirs.flat(), strict=False)}
-    else:
-        found = _by_position(saved, own, parameters, ours, numbers)
+    found = _places(saved, own, parameters, theirs, ours, numbers)
     state, kept = dict(own["state"]), []
     for index, parameter, (name, shape) in zip(indices, parameters, ours.flat(), strict=True):
         if not name or name not in found or name in anew:
@@ -119,9 +127,12 @@ def match_state(
         if entry:
             placed = {k: place(v, parameter) if isinstance(v, Tensor) else v for k, v in entry.items()}
             state[index] = placed
+    if isinstance(optimizer, _WHOLE) and len(kept) < len(parameters):
+        state, kept = dict(own["state"]), []
     groups, before = own["param_groups"], saved["param_groups"]
-    same_groups = len(groups) == len(before) and all("lr" in group for group in before)
-    if kept and same_groups:
+    names_agree = theirs is None or theirs.names == ours.names
+    same_groups = len(kept) == len(parameters) and names_agree and all("lr" in group for group in before)
+    if same_groups:
         groups = _with_rates(groups, before)
     return MatchedState({**own, "state": state, "param_groups": groups}, kept, len(parameters), same_groups)
 
@@ -139,13 +150,32 @@ def _fits(entry: Mapping[str, Any], saved_shape: tuple[int, ...], shape: tuple[i
     return all(v.shape == shape for v in entry.values() if isinstance(v, Tensor) and v.ndim > 0)
 
 
+_Places = dict[str, tuple[int, tuple[int, ...]]]
+
+
+def _places(
+    saved: Mapping[str, Any],
+    own: Mapping[str, Any],
+    parameters: Sequence[Tensor],
+    theirs: ParameterNames | None,
+    ours: ParameterNames,
+    numbers: Sequence[int],
+) -> _Places:
+    """Number and shape in ``saved`` of every parameter by name; none when another kind of optimizer saved it."""
+    if theirs is None:
+        return _by_position(saved, own, parameters, ours, numbers)
+    if theirs.kind and theirs.kind != ours.kind:
+        return {}
+    return {name: (i, shape) for i, (name, shape) in zip(numbers, theirs.flat(), strict=False)}
+
+
 def _by_position(
     saved: Mapping[str, Any],
     own: Mapping[str, Any],
     parameters: Sequence[Tensor],
     ours: ParameterNames,
     numbers: Sequence[int],
-) -> dict[str, tuple[int, tuple[int, ...]]]:
+) -> _Places:
     """Parameters by their place, if the groups have the same sizes and every state has its parameter's shape."""
     sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, own)]
     if sizes[0] != sizes[1]:
@@ -156,22 +186,55 @@ def _by_position(
     return {name: (number, shape) for number, (name, shape) in zip(numbers, ours.flat(), strict=True)}
 
 
-def continue_schedule(scheduler: Any, saved: Mapping[str, Any]) -> None:
-    """Carry a schedule's progress over to an optimizer whose parameter groups differ, in place.
+def continue_schedule(scheduler: Any, saved: Mapping[str, Any], rate: float = 0.0) -> None:
+    """Carry a schedule's progress over to a fresh optimizer, in place.
 
-    The schedule keeps its own base learning rates; each group goes on at the same share of its base rate as the
-    first group of the saved run had.
+    The schedule keeps its own settings and base learning rates, and takes over how far the saved one was. Where the
+    rate is a function of the progress it is that of these settings; elsewhere each group goes on at the same share of
+    its configured rate as the first group of the saved run had.
+
+    Args:
+        scheduler: A schedule of the configuration, not yet stepped.
+        saved: State of the schedule that goes on.
+        rate: Learning rate that the saved optimizer was made with, for schedules that do not say it.
     """
+    _copy_progress(scheduler, saved)
+    groups = scheduler.optimizer.param_groups
+    rates = _rates_by_progress(scheduler)
+    if rates is None:
+        share = _share(saved, rate)
+        rates = [group.get("initial_lr", group["lr"]) * share for group in groups]
+    for group, value in zip(groups, rates, strict=True):
+        group["lr"] = value
+    scheduler._last_lr = [group["lr"] for group in groups]
+
+
+def _copy_progress(scheduler: Any, saved: Mapping[str, Any]) -> None:
+    scheduler.__dict__.update({key: saved[key] for key in _PROGRESS if key in saved and hasattr(scheduler, key)})
     for inner, state in zip(getattr(scheduler, "_schedulers", ()), saved.get("_schedulers", ()), strict=False):
-        continue_schedule(inner, state)
-    scheduler.__dict__.update({key: value for key, value in saved.items() if key not in _PER_GROUP})
-    base, last = saved.get("base_lrs"), saved.get("_last_lr")
-    if not (base and last and base[0]) or not hasattr(scheduler, "base_lrs"):
-        return
-    share = last[0] / base[0]
-    for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
-        group["lr"] = rate * share
-    scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+        _copy_progress(inner, state)
+
+
+def _rates_by_progress(scheduler: Any) -> list[float] | None:
+    """What the settings of a schedule give for its progress; None if that depends on the way there."""
+    if isinstance(scheduler, schedules.SequentialLR):
+        return _rates_by_progress(scheduler._schedulers[bisect_right(scheduler._milestones, scheduler.last_epoch)])
+    if hasattr(scheduler, "_get_closed_form_lr"):
+        return [float(rate) for rate in scheduler._get_closed_form_lr()]
+    if isinstance(scheduler, _CLOSED):
+        with schedules._enable_get_lr_call(scheduler):
+            return [float(rate) for rate in scheduler.get_lr()]
+    return None
+
+
+def _share(saved: Mapping[str, Any], rate: float) -> float:
+    """The saved run's learning rate over its configured one, for the first group."""
+    first = saved
+    while not first.get("base_lrs") and first.get("_schedulers"):
+        first = first["_schedulers"][0]
+    base = (first.get("base_lrs") or [rate])[0]
+    last = saved.get("_last_lr")
+    return float(last[0] / base) if base and last else 1.0
 
 
 def random_state() -> dict[str, Any]:
@@ -211,4 +274,5 @@ def gather_random_states() -> list[dict[str, Any]]:
 def describe(kept: Collection[str], total: int) -> str:
     """One line on what an optimizer goes on with."""
     names = ", ".join(list(kept)[:20]) + (" …" if len(kept) > 20 else "")
-    return f"Optimizer: restored {len(kept)} of {total} parameters" + (f" ({names})." if kept else ".")
+    listed = f" ({names})." if 0 < len(kept) < total else "."
+    return f"Optimizer: restored {len(kept)} of {total} parameters{listed}"

@@ -1,7 +1,7 @@
 """Checkpoints with plain keys and merged weights, which resume in any adapter configuration."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
+from lit_wsl.errors import CheckpointError
 from lit_wsl.models.universal.api import check_adapters, find_layout, remap_state
 from lit_wsl.models.universal.fold import MergedDtype, fold_state, tied_groups
 from lit_wsl.models.universal.layout import Layout
@@ -17,6 +18,7 @@ from lit_wsl.models.universal.sidecar import SIDECAR_KEY, VERSION, Kind, describ
 from lit_wsl.state.formats import strip_wrappers
 from lit_wsl.training.checkpoint_io import use_atomic_io
 from lit_wsl.training.configuration import make_plain, run_configuration
+from lit_wsl.training.resumable import enter_next_epoch, loader_states, mark_position
 from lit_wsl.training.resume import (
     MatchedState,
     ParameterNames,
@@ -32,6 +34,8 @@ from lit_wsl.training.resume import (
 STATE_KEYS = ("state_dict", "current_model_state")
 """State dicts in a checkpoint; the second is that of Lightning's weight averaging callbacks."""
 
+_AVERAGE = "average_model_state"
+"""Where Lightning's stochastic weight averaging keeps its state dict."""
 RESUME_KEY = "_resume"
 """Entry of a checkpoint in memory: what a strategy that loads weights itself has already restored."""
 
@@ -95,6 +99,8 @@ def make_universal(
     """
     trainer = module._trainer
     random_states = gather_random_states()
+    if trainer is not None:
+        mark_position(trainer, checkpoint)
     for key in ("hyper_parameters", "datamodule_hyper_parameters"):
         if key in checkpoint:
             checkpoint[key] = make_plain(checkpoint[key], key)
@@ -114,11 +120,20 @@ def make_universal(
     if is_sharded(checkpoint["state_dict"]):
         meta["layers"]["state_dict"] = describe_layers(layout)
     else:
-        for key in STATE_KEYS:
-            if key in checkpoint:
-                folded = fold_state(checkpoint[key], layout, tied_groups(module), merged_dtype)
-                checkpoint[key], meta["layers"][key] = folded.state, pack(folded, layout, sidecar)
+        for holder, key, name in _states(checkpoint):
+            folded = fold_state(holder[key], layout, tied_groups(module), merged_dtype)
+            holder[key], meta["layers"][name] = folded.state, pack(folded, layout, sidecar)
     checkpoint[SIDECAR_KEY] = meta
+
+
+def _states(checkpoint: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Every state dict of the module in a checkpoint: what holds it, its key there, and its name in the side-car."""
+    for key in STATE_KEYS:
+        if key in checkpoint:
+            yield checkpoint, key, key
+    for name, state in (checkpoint.get("callbacks") or {}).items():
+        if isinstance(state, dict) and isinstance(state.get(_AVERAGE), Mapping):
+            yield state, _AVERAGE, f"callbacks.{name}"
 
 
 def is_sharded(state: Mapping[str, Any]) -> bool:
@@ -134,19 +149,18 @@ def fit_to_module(module: LightningModule, checkpoint: dict[str, Any]) -> None:
     """
     resume = checkpoint.pop(RESUME_KEY, None)
     fresh: frozenset[str] = frozenset() if resume is None else resume.fresh
-    for key in STATE_KEYS:
-        if key in checkpoint:
-            unfolded = remap_state(
-                module, checkpoint[key], unpack(checkpoint, key), strict=module.strict_loading, where="The checkpoint"
-            )
-            checkpoint[key], fresh = unfolded.state, unfolded.fresh
-            if unfolded.missing:
-                rank_zero_warn(f"{len(unfolded.missing)} keys are not in the checkpoint: {list(unfolded.missing)[:20]}")
+    trainer: Any = module._trainer
+    where = str((trainer and trainer.ckpt_path) or "The checkpoint")
+    for holder, key, name in _states(checkpoint):
+        saved = unpack(checkpoint, name)
+        unfolded = remap_state(module, holder[key], saved, strict=module.strict_loading, where=where)
+        holder[key], fresh = unfolded.state, unfolded.fresh
+        if unfolded.missing:
+            rank_zero_warn(f"{len(unfolded.missing)} keys are not in {where}: {list(unfolded.missing)[:20]}")
     if fresh:
         rank_zero_info(f"Universal checkpoint: the adapters of {len(fresh)} layers start fresh on merged weights.")
     checkpoint.setdefault("optimizer_states", [])
     checkpoint.setdefault("lr_schedulers", [])
-    trainer: Any = module._trainer
     if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
         resume = resume or Resume(checkpoint, fresh)
         checkpoint["lr_schedulers"] = []  # restored at the start of training, when the optimizers are
@@ -165,9 +179,13 @@ class Resume(Callback):
 
     def __init__(self, checkpoint: Mapping[str, Any], fresh: frozenset[str]) -> None:
         meta = checkpoint.get(SIDECAR_KEY, {})
-        self._names = [ParameterNames(**names) for names in json.loads(meta.get("optimizers", "[]"))]
+        try:
+            self._names = [ParameterNames(**names) for names in json.loads(meta.get("optimizers", "[]"))]
+        except (TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"The checkpoint's side-car is damaged ({error}); use an earlier one.") from error
         self._random = meta.get("random", [])
         self._schedules = checkpoint["lr_schedulers"]
+        self._loaders = loader_states(dict(checkpoint))
         self.fresh = fresh
         self._hooks: list[Any] = []
         self.matched: dict[int, MatchedState] = {}
@@ -208,16 +226,25 @@ class Resume(Callback):
         return {name for name, layer in owned if layer is not None and layer.name in self.fresh}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the schedules, now that the optimizers are; then leave the trainer as it was."""
+        """Restore the schedules, now that the optimizers are, and the order of a new epoch."""
+        enter_next_epoch(trainer, self._loaders)
+        self._finish(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """The same for a run that was over when it was resumed, and never started."""
+        self._finish(trainer)
+
+    def _finish(self, trainer: Any) -> None:
+        """Restore the schedules; then leave the trainer as it was."""
         for config, saved in zip(trainer.lr_scheduler_configs, self._schedules, strict=False):
             optimizer = getattr(config.scheduler, "optimizer", None)
             number = next((i for i, known in enumerate(trainer.optimizers) if known is optimizer), -1)
             matched = self.matched.get(number)
-            if matched is not None and matched.complete and matched.same_groups:
+            if matched is not None and matched.same_groups:
                 config.scheduler.load_state_dict(saved)
             else:
-                continue_schedule(config.scheduler, saved)
+                known = self._names[number].rate if 0 <= number < len(self._names) else 0.0
+                continue_schedule(config.scheduler, saved, known)
         for hook in self._hooks:
             hook.remove()
-        runner: Any = trainer
-        runner.callbacks = [callback for callback in runner.callbacks if callback is not self]
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback is not self]

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from lit_wsl.tensors.lora import LoraFactors, RowUpdate, add_updates, apply_dora, fold, row_norms, scale_rows
+from lit_wsl.tensors.lora import (
+    LoraFactors,
+    RowUpdate,
+    add_updates,
+    apply_dora,
+    checksum,
+    fold,
+    row_norms,
+    scale_rows,
+)
 from tests.oracles.linear import dora
 
 
@@ -88,3 +97,27 @@ def test_rows_are_those_of_outputs(transposed):
     np.testing.assert_allclose(norms, [np.linalg.norm(row) for row in outputs.double().numpy()])
     scaled = scale_rows(weight, 1 / norms, transposed=transposed)
     torch.testing.assert_close(row_norms(scaled, transposed=transposed), torch.ones_like(norms))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("shape", [(7, 5), (64, 33), (3, 4, 5), (1,), (130, 128)])
+def test_a_checksum_notices_every_edit(shape, dtype):
+    tensor = torch.randn(shape).to(dtype)
+    before = checksum(tensor)
+    assert checksum(tensor.clone()) == before
+    for position in (0, tensor.numel() // 2, tensor.numel() - 1):
+        edited = tensor.clone()
+        edited.view(-1)[position] = edited.view(-1)[position].float() * 1.5 + 1
+        assert checksum(edited) != before
+    if shape == (130, 128) and dtype == torch.float32:  # a row is a group: swapped rows keep the plain sum
+        assert checksum(tensor[torch.tensor([1, 0, *range(2, 130)])]) != before
+
+
+def test_a_checksum_does_not_depend_on_strides():
+    tensor = torch.randn(40, 30)
+    assert checksum(tensor.T) == checksum(tensor.T.contiguous())
+
+
+def test_a_checksum_of_a_slice():
+    tensor = torch.randn(9, 3).bfloat16()
+    assert checksum(tensor[1:]) == checksum(tensor[1:].clone())

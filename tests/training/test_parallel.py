@@ -135,8 +135,8 @@ def test_a_sharded_checkpoint_is_described(runs, capsys):
     assert found["sidecar"] == {"kind": "exact", "tensors": None, "bytes": None}
     capsys.readouterr()
     assert run(["inspect", "checkpoint", str(path)]) == 0
-    shown = capsys.readouterr().out
-    for words in ("sharded checkpoint", "state of 4 parameters, in the shards", "exact, in the shards", "2 processes"):
+    shown = " ".join(capsys.readouterr().out.split())
+    for words in ("state of 4 parameters, in the shards", "exact, in the shards", "2 processes"):
         assert words in shown
 
 

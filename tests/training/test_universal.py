@@ -207,7 +207,7 @@ def test_the_callback_configures_the_mixin(tmp_path):
     train(tmp_path, Universal("r16"), epochs=1, callbacks=[UniversalCheckpointCallback("factors", "float32")])
     packed = torch.load(tmp_path / "last.ckpt", weights_only=True)[SIDECAR_KEY]
     assert packed["sidecar"] == "factors"
-    assert set(packed["layers"]["state_dict"]) == {"signatures", "containers", "adapters", "norms"}
+    assert set(packed["layers"]["state_dict"]) == {"signatures", "containers", "adapters", "norms", "sums"}
 
 
 def test_fitting_the_same_module_twice(tmp_path):

@@ -1,6 +1,7 @@
 """Universal state dicts without Lightning: fold any model's adapters, load any weights into any model."""
 
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -178,8 +179,17 @@ def _unmerged(
     state = align(state, shapes)
     scale = scale_rule(lora)
     parts = [(layer.name, part) for layer in layout for part in layer.parts]
-    other_scale = lora is not None and any(part.scale != scale(name, part.rank) for name, part in parts)
-    return None if other_scale or {key: tuple(t.shape) for key, t in state.items()} != shapes else state
+    if lora is not None and any(part.scale != scale(name, part.rank) for name, part in parts):
+        return None
+    if {key: tuple(t.shape) for key, t in state.items()} != shapes:
+        return None
+    if lora is None and parts:
+        warnings.warn(
+            f"The state dict has unmerged LoRA factors and does not say their scale; this model's is taken "
+            f"({parts[0][1].scale:g} for {parts[0][0]}). Pass `lora` to `lit_wsl.load_universal` to say it.",
+            stacklevel=2,
+        )
+    return state
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

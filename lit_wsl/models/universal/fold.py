@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_wsl.errors import CheckpointError
 from lit_wsl.models.universal.layout import AdaptedLayer, Layout, join
 from lit_wsl.state.formats import strip_wrappers
-from lit_wsl.tensors.lora import add_updates, is_finite, row_norms, scale_rows
+from lit_wsl.tensors.lora import add_updates, checksum, is_finite, row_norms, scale_rows
 
 MergedDtype = Literal["auto", "base", "float32"]
 """Dtype of folded weights: the base's, float32, or (auto) the base's but float32 where that has 16 bits."""
@@ -28,6 +28,8 @@ class Folded:
     """Raw keys: weights and biases before folding."""
     norms: dict[str, Tensor] = field(default_factory=dict)
     """Layer to the row lengths of ``W0 + B A``, float64, for DoRA."""
+    sums: dict[str, list[int]] = field(default_factory=dict)
+    """Plain keys: :func:`checksum` of every merged tensor."""
 
 
 @torch.no_grad()
@@ -105,6 +107,7 @@ def _keep(folded: Folded, layout: Layout, raw: str, base: Tensor, merged: Tensor
         )
     folded.state[plain] = merged
     folded.base[raw] = base
+    folded.sums[plain] = checksum(merged)
 
 
 def shifted(layer: AdaptedLayer, state: Mapping[str, Tensor], sign: float = 1.0) -> Tensor:

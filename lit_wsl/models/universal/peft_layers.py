@@ -32,6 +32,8 @@ def peft_layers(root: nn.Module) -> Iterator[AdaptedLayer]:
             yield _saved_layer(name, module)
         elif isinstance(module, lora.LoraLayer):
             yield _lora_layer(name, module)
+        elif getattr(module, "prompt_encoder", None) is not None and hasattr(module, "peft_config"):
+            raise CheckpointError(f"{name or 'The model'} has a learned prompt, which no weight can hold; use LoRA.")
         elif isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             raise CheckpointError(f"{name}: {type(module).__name__} is no LoRA layer and cannot be folded; use LoRA.")
 

@@ -30,6 +30,8 @@ class SideCar:
     norms: Mapping[str, Tensor] = field(default_factory=dict)
     containers: Mapping[str, str] = field(default_factory=dict)
     """Those of the layout; see :class:`Layout`."""
+    sums: Mapping[str, list[int]] = field(default_factory=dict)
+    """Plain keys to the checksum of the merged tensor that the rest belongs to."""
 
     def same_layers(self, layout: Layout, current: Mapping[str, Tensor]) -> set[str]:
         """Layers of ``layout`` whose adapters are kept here whole, and mean the same there.
@@ -58,7 +60,7 @@ def pack(folded: Folded, layout: Layout, kind: Kind) -> dict[str, Any]:
     """The side-car of one folded state dict."""
     packed: dict[str, Any] = describe_layers(layout)
     if kind != "none":
-        packed["adapters"], packed["norms"] = folded.adapters, folded.norms
+        packed["adapters"], packed["norms"], packed["sums"] = folded.adapters, folded.norms, folded.sums
     if kind == "exact":
         packed["base"] = folded.base
     return packed
@@ -84,9 +86,14 @@ def unpack(checkpoint: Mapping[str, Any], state_key: str = "state_dict") -> Side
             f"The checkpoint's side-car has version {meta.get('version')!r}, this lit_wsl reads {VERSION!r}; "
             "upgrade lit_wsl, or load the plain `state_dict` alone."
         )
-    packed = meta.get("layers", {}).get(state_key, {})
-    names = ("signatures", "adapters", "base", "norms", "containers")
-    return SideCar(**{name: packed.get(name, {}) for name in names})
+    packed = (meta.get("layers") or {}).get(state_key, {})
+    names = ("signatures", "adapters", "base", "norms", "containers", "sums")
+    found = {name: packed.get(name, {}) for name in names} if isinstance(packed, Mapping) else {"": None}
+    if not all(isinstance(value, Mapping) for value in found.values()):
+        raise CheckpointError(
+            "The checkpoint's side-car is damaged; use an earlier one, or load the plain `state_dict` alone."
+        )
+    return SideCar(**found)
 
 
 def layout_of(saved: SideCar) -> Layout:

@@ -11,7 +11,7 @@ from lit_wsl.errors import CheckpointError
 from lit_wsl.models.universal.fold import same_tensor, shifted
 from lit_wsl.models.universal.layout import AdaptedLayer, Layout
 from lit_wsl.models.universal.sidecar import SideCar
-from lit_wsl.tensors.lora import add_updates, row_norms, scale_rows
+from lit_wsl.tensors.lora import add_updates, checksum, row_norms, scale_rows
 
 _LISTED = 20
 """So many keys of a kind are named in an error."""
@@ -130,13 +130,12 @@ def _assign(
 
 def _stale(layout: Layout, restored: set[str], plain: Mapping[str, Tensor], saved: SideCar, where: str) -> set[str]:
     """Layers whose merged weight was changed after it was saved, so that the side-car belongs to another function."""
-    kept = {**saved.adapters, **saved.base}
+    names = {layer.name: [str(layout.plain(key)) for key in (layer.weight, layer.bias)] for layer in layout}
     stale = {
-        layer.name
-        for layer in layout
-        if layer.name in restored
-        and layer.weight in saved.base
-        and not _agrees(layer, plain[layout.plain(layer.weight) or ""], kept, saved.norms.get(layer.name))
+        layer
+        for layer in restored
+        for key in names[layer]
+        if key in saved.sums and key in plain and checksum(plain[key]) != saved.sums[key]
     }
     if stale:
         warnings.warn(
@@ -145,28 +144,6 @@ def _stale(layout: Layout, restored: set[str], plain: Mapping[str, Tensor], save
             stacklevel=2,
         )
     return stale
-
-
-def _agrees(layer: AdaptedLayer, merged: Tensor, kept: Mapping[str, Tensor], norms: Tensor | None) -> bool:
-    """Whether some rows of the merged weight are what base and factors in the side-car fold to."""
-    base = kept[layer.weight]
-    if merged.shape != base.shape or (layer.magnitude and norms is None):
-        return True  # the one is reported as a misfit, the other leaves nothing to compare with
-    updates = layer.updates(kept, tuple(base.shape))
-    tolerance = 1e-5 if merged.dtype.itemsize >= 4 else 2e-2
-    for row in {0, len(base) // 3, len(base) // 2, len(base) - 1}:
-        moved = base[row].double().flatten()
-        for update in updates:
-            if update.start <= row < update.stop:
-                at = row - update.start
-                moved = moved + update.factors.rows(at, at + 1, torch.float64)[0]
-        if norms is not None:
-            factor = kept[layer.magnitude].double().flatten() / norms
-            moved = moved * (factor if layer.transposed else factor[row])
-        found = merged[row].double().flatten()
-        if not torch.allclose(found, moved, rtol=tolerance, atol=tolerance * found.abs().max().item()):
-            return False
-    return True
 
 
 def _kept(saved: Mapping[str, Tensor], key: str, other: Tensor) -> Tensor:
