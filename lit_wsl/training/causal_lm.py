@@ -1,6 +1,7 @@
 """A language model that predicts the next token, trained whole or through LoRA."""
 
 import copy
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.text import Perplexity
 
-from lit_wsl.errors import DataError
+from lit_wsl.errors import ConfigError, DataError
 from lit_wsl.models.language import load_causal_lm, make_causal_lm, read_model_config, untie_embeddings
 from lit_wsl.models.lora import LoraSpec
 from lit_wsl.training.module import BackboneModule, adamw
@@ -21,6 +22,9 @@ Batch = dict[str, Tensor]
 
 IGNORED = -100
 """Label of a token that is not to be predicted."""
+
+_POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)$")
+"""Names of learned or stored positions in transformers' models."""
 
 
 class CausalLMModule(BackboneModule):
@@ -63,13 +67,21 @@ class CausalLMModule(BackboneModule):
         self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("val", "test")})
 
     def setup(self, stage: str) -> None:
-        """Refuse data with token ids beyond the vocabulary, before any step.
+        """Refuse data beyond the vocabulary or the positions of the model, before any step.
 
         Raises:
-            DataError: If the data module's ``largest_id`` has no embedding.
+            DataError: If the data module's ``largest_id`` has no embedding, or its ``block_size`` exceeds the table
+                of positions. Positions that are computed, such as rotary ones, have no end.
         """
         super().setup(stage)
-        largest = getattr(getattr(self.trainer, "datamodule", None), "largest_id", None)
+        data = getattr(self.trainer, "datamodule", None)
+        length, positions = getattr(data, "block_size", None), _positions(self.model)
+        if length is not None and positions is not None and length > positions:
+            raise DataError(
+                f"The data has blocks of {length} tokens, the model {positions} positions; "
+                f"set `block_size` to at most {positions}."
+            )
+        largest = getattr(data, "largest_id", None)
         vocabulary = self.model.config.get_text_config().vocab_size
         if largest is not None and largest >= vocabulary:
             raise DataError(
@@ -143,10 +155,38 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _build(source: str | dict[str, Any], *, untie: bool) -> Any:
-    model = load_causal_lm(source) if isinstance(source, str) else make_causal_lm(source)
+    model = load_causal_lm(source) if isinstance(source, str) else _make(source)
     if untie:
         untie_embeddings(model)
     return model
+
+
+def _make(config: dict[str, Any]) -> Any:
+    """A model with random weights whose heads fit together, which transformers finds out at the first step only."""
+    try:
+        model = make_causal_lm(config)
+    except ConfigError:
+        raise
+    except (ValueError, ZeroDivisionError) as error:  # such as a hidden size that the heads do not divide
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"Model configuration of type {config['model_type']!r} fits no model: {reason}") from error
+    made = model.config.get_text_config()
+    heads, shared = getattr(made, "num_attention_heads", None), getattr(made, "num_key_value_heads", None)
+    compressed = hasattr(made, "kv_lora_rank")  # latent attention has keys for every head, whatever the number says
+    if isinstance(heads, int) and isinstance(shared, int) and shared > 0 and not compressed and heads % shared:
+        raise ConfigError(
+            f"Model configuration of type {config['model_type']!r}: num_key_value_heads {shared} must divide "
+            f"num_attention_heads {heads}; change one of them."
+        )
+    return model
+
+
+def _positions(model: Any) -> int | None:
+    """Length of the model's table of positions; None where they are computed."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    modules = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
+    tables = (*modules, *(name for name, _ in model.named_buffers()))
+    return positions if any(_POSITION_TABLE.search(name) for name in tables) else None
 
 
 def _source(model: str | dict[str, Any]) -> str | dict[str, Any]:

@@ -108,7 +108,7 @@ def test_fit_learns_and_predicts_logits(text, tmp_path, lora):
 
 @pytest.mark.parametrize("lora", [None, LoraSpec(rank=2, embedding_mode="lora")], ids=["whole", "lora"])
 def test_every_trainable_parameter_gets_a_gradient(llama_dir, lora):
-    module = CausalLMModule(str(llama_dir), lora)
+    module = CausalLMModule(str(llama_dir), lora, untie_embeddings=lora is not None)
     module.training_step(_batch(), 0).backward()
     trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert trainable == {name for name, parameter in module.named_parameters() if parameter.grad is not None}
@@ -221,6 +221,7 @@ def test_adapters_on_random_weights_fit_no_base(text, tmp_path):
         ({"hiden_size": 8}, "no key 'hiden_size'. The nearest known is 'hidden_size'"),
         ({"hidden_size": "wide"}, "expected int, got str"),
         ({"hidden_size": 30}, "not a multiple"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3 must divide num_attention_heads 4; change one"),
     ],
 )
 def test_a_wrong_configuration_is_one_line(change, message):
@@ -266,3 +267,49 @@ def test_ids_beyond_the_vocabulary_show_before_training(text, tmp_path):
     with pytest.raises(DataError, match="token id 116, the model a vocabulary of 100"):
         trainer.fit(module, TokenBlockData([text], block_size=24))
     assert trainer.global_step == 0
+
+
+GPT2 = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 256, "n_positions": 16}
+
+
+def test_heads_that_do_not_divide_show_when_the_model_is_made():
+    with pytest.raises(ConfigError, match="type 'gpt2' fits no model: .*divisible") as caught:
+        CausalLMModule(GPT2 | {"n_head": 3})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="num_key_value_heads 8 must divide num_attention_heads 4"):
+        CausalLMModule(untied_llama_config() | {"model_type": "mistral", "num_key_value_heads": 8})
+
+
+def test_heads_that_need_not_divide_are_left_alone():
+    """Mistral's heads may have any size, and latent attention has keys for every head."""
+    odd = {"num_attention_heads": 3, "num_key_value_heads": 3}
+    latent = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    experts = {"moe_intermediate_size": 8, "first_k_dense_replace": 2, "num_key_value_heads": 128}
+    for change in ({"model_type": "mistral", **odd}, {"model_type": "deepseek_v3", **latent, **experts}):
+        module = CausalLMModule(untied_llama_config() | change)
+        assert module.training_step(_batch(), 0).isfinite()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2,
+        {"model_type": "gptj", "n_embd": 8, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "n_positions": 16},
+        {"model_type": "opt", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 8}
+        | {"word_embed_proj_dim": 8, "max_position_embeddings": 16},
+    ],
+    ids=lambda config: config["model_type"],
+)
+def test_blocks_beyond_the_positions_show_before_training(text, tmp_path, config):
+    module = CausalLMModule({"vocab_size": 256} | config)
+    trainer = _trainer(tmp_path, max_steps=1)
+    with pytest.raises(DataError, match="blocks of 17 tokens, the model 16 positions; set `block_size` to at most 16"):
+        trainer.fit(module, TokenBlockData([text], block_size=17))
+    assert trainer.global_step == 0
+    _trainer(tmp_path, max_steps=1).fit(module, TokenBlockData([text], block_size=16))
+
+
+def test_rotary_positions_have_no_end(text, tmp_path):
+    trainer = _trainer(tmp_path, max_steps=1)
+    trainer.fit(CausalLMModule(untied_llama_config()), TokenBlockData([text], block_size=80))
+    assert trainer.global_step == 1
