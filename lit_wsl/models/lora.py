@@ -8,7 +8,6 @@ Reference:
 
 import copy
 import json
-import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +28,6 @@ from lit_wsl.state.adapters import HEAD_FILE, PREFIX, Adapter
 from lit_wsl.state.publish import published_directory
 from lit_wsl.state.writer import write_tensors
 
-logger = logging.getLogger(__name__)
-
 _ADAPTER = "default"
 
 
@@ -40,18 +37,19 @@ def inject_lora(model: nn.Module, spec: LoraSpec) -> None:
     An empty specification leaves the model as it is, trainable.
 
     Raises:
-        ConfigError: If ``spec`` names what the model does not have, or a layer that can have no such adapter.
+        ConfigError: If ``spec`` names what the model does not have, a layer that can have no such adapter, or an
+            embedding that is tied.
     """
     if spec.is_empty:
         return
     layers = adapted_layers(model, spec)
     _check_initialisation(model, spec, layers)
-    _warn_of_ties(model, spec)
+    _check_ties(model, spec)
     config = _peft_config(model, spec, layers)
     model.requires_grad_(False)
     try:
         with warnings.catch_warnings():
-            # Said above in our words, and set for the layers at hand.
+            # What matters of the first is refused above; the second is set for the layers at hand.
             warnings.filterwarnings("ignore", message=r"Model has `tie_word_embeddings=True`")
             warnings.filterwarnings("ignore", message=r"fan_in_fan_out is set to")
             inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
@@ -206,13 +204,14 @@ def _check_initialisation(model: nn.Module, spec: LoraSpec, layers: Mapping[str,
             )
 
 
-def _warn_of_ties(model: Any, spec: LoraSpec) -> None:
-    """Say that an adapter on a tied embedding leaves the output side as it is."""
+def _check_ties(model: Any, spec: LoraSpec) -> None:
+    """Refuse an adapter on the input embedding where the output embedding shares the weight and gets none."""
     if not spec.input_embedding_rank or getattr(model, "get_output_embeddings", None) is None:
         return
     output = model.get_output_embeddings()
     if output is not None and output.weight is model.get_input_embeddings().weight:
-        logger.warning(
-            "The output embedding shares the weight of the adapted input embedding and stays at the base; "
-            "`untie_embeddings` gives it a weight of its own."
+        raise ConfigError(
+            f"embedding_mode lora: the output embedding of {type(model).__name__} shares the weight of the input "
+            "embedding, so no plain checkpoint could hold the result; set `untie_embeddings: true`, which "
+            "`CausalLMModule` has, or `embedding_mode: standard`."
         )

@@ -20,7 +20,8 @@ def mesh():
 
 
 def _language(llama_dir, **settings):
-    return CausalLMModule(str(llama_dir), LoraSpec(rank=2, embedding_mode="lora"), **settings)
+    mode = "lora" if settings.get("untie_embeddings") else "standard"  # tied embeddings cannot be adapted
+    return CausalLMModule(str(llama_dir), LoraSpec(rank=2, embedding_mode=mode), **settings)
 
 
 def _classifier(bert_dir):
