@@ -6,7 +6,8 @@ from pathlib import Path
 
 from lit_wsl.errors import CheckpointError
 
-_PACKAGE = "package:"
+PACKAGE = "package:"
+"""Beginning of the name of a folder inside an installed package."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -21,8 +22,8 @@ def model_path(spec: str | Path) -> Path:
         CheckpointError: If nothing is there.
     """
     text = str(spec)
-    if text.startswith(_PACKAGE):
-        return _package_directory(text.removeprefix(_PACKAGE))
+    if text.startswith(PACKAGE):
+        return _package_directory(text.removeprefix(PACKAGE))
     path = Path(spec).expanduser()
     if path.exists():
         return path

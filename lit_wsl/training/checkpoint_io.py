@@ -1,5 +1,8 @@
 """Checkpoint files: written whole or not at all, read from any container."""
 
+import errno
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +15,14 @@ from lightning.pytorch import Trainer
 from lit_wsl.errors import CheckpointError
 from lit_wsl.models.sharded import is_sharded_checkpoint
 from lit_wsl.models.universal.api import read_state
+from lit_wsl.state.locate import PACKAGE
 from lit_wsl.state.publish import published_file
 from lit_wsl.state.reader import TORCH_SUFFIXES, read_torch_file
 from lit_wsl.training.shards import read_shards
 
 _VERSION_KEY = "pytorch-lightning_version"
+_FULL = 2**20
+"""Free bytes below which a failed write is put down to a full disk: a block or two may be left over."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,11 +45,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with published_file(Path(path)) as partial:
             try:
                 torch.save(checkpoint, partial)
-            except RuntimeError as error:  # how torch reports a full disk
-                reason = str(error).splitlines()[0]
-                raise CheckpointError(
-                    f"{path} could not be written ({reason}); an earlier file is untouched."
-                ) from error
+            except (OSError, RuntimeError) as error:  # the second is how torch reports a full disk
+                raise CheckpointError(_unwritten(Path(path), error)) from error
 
     def load_checkpoint(
         self,
@@ -66,20 +69,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(Path(path))
 
 
+def _unwritten(path: Path, error: Exception) -> str:
+    """Why a checkpoint was not written; asked before the scratch file is removed, while a full disk is full."""
+    free = shutil.disk_usage(path.parent).free
+    if getattr(error, "errno", None) == errno.ENOSPC or free < _FULL:
+        reason, remedy = f"the disk is full: {free} bytes are free in {path.parent}", "make room there"
+    else:
+        reason = getattr(error, "strerror", None) or (str(error) or repr(error)).splitlines()[0]
+        remedy = "check the disk and the directory, or choose another"
+    earlier = "; the earlier file is untouched" if path.exists() else ""
+    return f"{path} could not be written ({reason}){earlier}; {remedy}."
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint as Lightning expects it, from any file or directory of weights.
 
     Raises:
         CheckpointError: If nothing is there, or the file is damaged or would run code.
     """
+    path = path.expanduser()
+    if not path.exists() and not str(path).startswith(PACKAGE):
+        raise CheckpointError(f"Checkpoint {path} does not exist; check `ckpt_path`, relative to {Path.cwd()}.")
     if is_sharded_checkpoint(path):
         return read_shards(path)
     if path.is_file() and path.suffix in TORCH_SUFFIXES:
-        content = read_torch_file(path)
+        content = _read_torch_file(path)
         if isinstance(content, dict) and _VERSION_KEY in content:
             return content
     state, _ = read_state(path)
     return {"state_dict": state, _VERSION_KEY: lightning.__version__}
+
+
+def _read_torch_file(path: Path) -> Any:
+    """What a torch file holds; a refusal of objects that would run code names the way out for a trusted file."""
+    try:
+        return read_torch_file(path)
+    except CheckpointError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError) or "would run code" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{str(error).removesuffix('.')}, or, if you trust the file, pass `weights_only=False` in Python: "
+            "`trainer.fit(..., weights_only=False)`."
+        ) from error
 
 
 def use_atomic_io(trainer: Trainer) -> None:

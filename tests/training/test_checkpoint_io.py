@@ -1,11 +1,16 @@
 """Checkpoint files survive a kill at any moment, and never run code."""
 
+import datetime
 import errno
 import multiprocessing
 import os
 import pickle
+import shutil
 import time
+import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,10 +57,19 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     def failing(*_):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
-    for function, error in ((full, "No space left"), (failing, "unexpected pos")):
+    def left(free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=free))
+
+    full_disk, other = "disk is full: .* bytes are free", "unexpected pos 64 vs 0"
+    for function, free, reason in ((full, 2**40, full_disk), (failing, 100, full_disk), (failing, 2**40, other)):
         monkeypatch.setattr(torch, "save", function)
-        with pytest.raises(CheckpointError, match=f"last.ckpt could not be written .*{error}.*untouched"):
+        left(free)
+        with pytest.raises(CheckpointError, match=f"last.ckpt could not be written .*{reason}.*is untouched") as caught:
             io.save_checkpoint({"state_dict": {}}, path)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(CheckpointError, match=f"new.ckpt could not be written .*{reason}") as caught:
+            io.save_checkpoint({"state_dict": {}}, tmp_path / "new.ckpt")
+        assert "untouched" not in str(caught.value)
     assert torch.equal(read_checkpoint(path)["state_dict"]["w"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
@@ -93,6 +107,31 @@ def test_a_trusted_file_may_hold_anything(tmp_path):
     assert content["f"] is Plain
 
 
+def test_a_refusal_names_the_way_out_for_a_trusted_file(tmp_path):
+    runner = train(tmp_path, Universal("r16"), epochs=1)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    content["callbacks"]["Mine"] = {"when": datetime.datetime(2026, 1, 2), "best": np.float64(0.5)}  # noqa: DTZ001
+    torch.save(content, tmp_path / "mine.ckpt")
+    more = {"ckpt_path": tmp_path / "mine.ckpt"}
+    with pytest.raises(
+        CheckpointError, match=r"would run code.*`trainer\.fit\(\.\.\., weights_only=False\)`"
+    ) as caught:
+        trainer(tmp_path, max_epochs=2).fit(Universal("r16"), batches(), **more)
+    assert "\n" not in str(caught.value)
+    again = trainer(tmp_path, max_epochs=2)
+    again.fit(Universal("r16"), batches(), weights_only=False, **more)
+    assert again.global_step > runner.global_step
+
+
+def test_a_checkpoint_that_is_not_there_is_called_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"^Checkpoint .*no\.ckpt does not exist; check `ckpt_path`") as caught:
+        read_checkpoint(tmp_path / "no.ckpt")
+    assert "hub" not in str(caught.value)
+    torch.save({"pytorch-lightning_version": "2.6.0", "epoch": 3, "state_dict": {}}, tmp_path / "yes.ckpt")
+    assert read_checkpoint(Path("~/yes.ckpt"))["epoch"] == 3
+
+
 @pytest.mark.parametrize("fault", ["missing", "truncated", "empty"])
 def test_damaged_files(tmp_path, fault):
     path = tmp_path / "a.ckpt"
@@ -115,3 +154,33 @@ def test_a_plugin_of_the_users_own_stays(tmp_path):
     assert type(runner.strategy.checkpoint_io) is Own
     runner = train(tmp_path, Universal("r16"), epochs=1)
     assert type(runner.strategy.checkpoint_io) is AtomicCheckpointIO
+
+
+def test_what_stands_at_the_path_is_kept_for_what_it_is(tmp_path):
+    io, content = AtomicCheckpointIO(), {"pytorch-lightning_version": "2.6.0", "state_dict": {"w": torch.ones(2)}}
+    (tmp_path / "link.ckpt").symlink_to(tmp_path / "real.ckpt")
+    io.save_checkpoint(content, tmp_path / "link.ckpt")
+    assert (tmp_path / "link.ckpt").is_symlink()
+    assert read_checkpoint(tmp_path / "real.ckpt")["state_dict"]["w"].tolist() == [1, 1]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="no regular file"):
+        io.save_checkpoint(content, tmp_path / "pipe")
+
+
+def test_two_processes_may_write_one_path(tmp_path):
+    path, context = tmp_path / "last.ckpt", multiprocessing.get_context("fork")
+    progress = [context.Value("q", 0) for _ in range(2)]
+    writers = [context.Process(target=save_forever, args=(path, one)) for one in progress]
+    for writer in writers:
+        writer.start()
+    while min(one.value for one in progress) < 1:
+        time.sleep(0.001)
+    for _ in range(30):
+        content = read_checkpoint(path)
+        assert (content["state_dict"]["w"] == content["global_step"]).all()
+    assert all(writer.is_alive() for writer in writers)
+    for writer in writers:
+        writer.kill()
+        writer.join()
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
+    assert [one.name for one in tmp_path.iterdir()] == ["last.ckpt"]
