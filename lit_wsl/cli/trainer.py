@@ -20,6 +20,7 @@ from lit_wsl.callbacks.save_adapter import SaveAdapter as SaveAdapter  # `as`: f
 from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback as UniversalCheckpointCallback
 from lit_wsl.cli.commands import TRAINER_COMMANDS
 from lit_wsl.cli.parser import OneLineErrors
+from lit_wsl.cli.refusals import is_refusal, refused_option
 from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.training.causal_lm import CausalLMModule as CausalLMModule
 from lit_wsl.training.classification import SequenceClassificationModule
@@ -73,13 +74,14 @@ class TrainerCLI(LightningCLI):
 
         Raises:
             LitWslError: If a constructor raised it; jsonargparse wraps it in several lines of its own.
+            ConfigError: If another constructor refused its options by a ``ValueError`` or ``TypeError``.
         """
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             ours = _own_error(error)
             if ours is None:
-                raise
+                raise refused_option(error) from error
             raise ours from error
 
     def _parse_ckpt_path(self) -> None:
@@ -90,6 +92,12 @@ class TrainerCLI(LightningCLI):
         # On Ctrl-C Lightning shuts down and exits with 1, which means that the work failed.
         try:
             super()._run_subcommand(subcommand)
+        except LitWslError:
+            raise
+        except (ValueError, TypeError) as error:
+            if is_refusal(error):
+                raise refused_option(error) from error
+            raise
         except SystemExit as error:
             if self.trainer.state.status == TrainerStatus.INTERRUPTED:
                 raise KeyboardInterrupt from error

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback
+from lit_wsl.cli.main import run
 from lit_wsl.cli.trainer import TrainerCLI, run_trainer
 from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.models.universal.sidecar import SIDECAR_KEY
@@ -255,3 +256,88 @@ def test_short_names_of_callback_and_strategy(tiny, monkeypatch):
     [callback] = [c for c in built["trainer"].callbacks if isinstance(c, UniversalCheckpointCallback)]
     assert callback.sidecar == "factors"
     assert isinstance(built["trainer"].strategy, UniversalModelParallelStrategy)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ckpt_path=best", "--trainer.enable_checkpointing=false"], "^ckpt_path: .*give the path of a checkpoint"),
+        (["--ckpt_path=hpc"], "^ckpt_path: .*give the path of a checkpoint"),
+        (["--trainer.strategy=no_such"], "^Trainer refuses its options: .*no_such.*--debug"),
+        (["--trainer.val_check_interval=100"], "val_check_interval.*less than or equal"),
+        (["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=-1"], "^AdamW refuses its options: .*-1.0"),
+        (["--model=my_refusals.Mine", "--model.fault=value"], "^Mine refuses its options: one two; `--debug`"),
+        (["--model=my_refusals.Mine", "--model.fault=type"], "^Mine refuses its options: unsupported operand"),
+    ],
+)
+def test_a_refused_option_is_one_line(blocks, options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        run_trainer([*blocks, *options])
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("fault", ["setup", "optimizer", "step", "log"])
+def test_an_error_in_the_users_code_keeps_its_traceback(blocks, fault):
+    with pytest.raises(ValueError, match="own|cannot be logged|learning rate") as caught:
+        run_trainer([*blocks, "--model=my_refusals.Mine", f"--model.fault={fault}"])
+    assert not isinstance(caught.value, LitWslError)
+    assert "my_refusals.py" in {entry.path.name for entry in caught.traceback}
+
+
+def test_a_refused_option_leaves_one_line_and_code_1(blocks, capsys):
+    assert run([*blocks, "--ckpt_path=best"]) == 1
+    assert [line for line in capsys.readouterr().err.splitlines() if "ckpt_path" in line][-1].startswith("lit-wsl: ")
+    with pytest.raises(ConfigError):
+        run([*blocks, "--ckpt_path=best", "--debug"])
+
+
+@pytest.fixture
+def blocks(place):
+    """Arguments of a short run of a language model, and a class of the user's own that fails where it is told."""
+    (place / "text.txt").write_text("text " * 100)
+    (place / "my_refusals.py").write_text(FAULTS)
+    mapping = "{model_type: llama, vocab_size: 256, hidden_size: 8, num_hidden_layers: 1, num_attention_heads: 2}"
+    quiet = ["enable_progress_bar=false", "logger=false", "accelerator=cpu", "max_steps=1"]
+    yield [
+        "fit",
+        "--model=CausalLMModule",
+        f"--model.model={mapping}",
+        "--data=TokenBlockData",
+        "--data.files=[text.txt]",
+        "--data.block_size=16",
+        *(f"--trainer.{option}" for option in quiet),
+    ]
+    sys.modules.pop("my_refusals", None)
+
+
+FAULTS = """
+import torch
+from lit_wsl.training.causal_lm import CausalLMModule
+
+class Mine(CausalLMModule):
+    def __init__(self, model: dict, fault: str = ""):
+        super().__init__(model)
+        self.fault = fault
+        if fault == "value":
+            raise ValueError("one\\ntwo")
+        if fault == "type":
+            None + 1
+
+    def setup(self, stage):
+        super().setup(stage)
+        if self.fault == "setup":
+            raise ValueError("own")
+
+    def configure_optimizers(self):
+        if self.fault == "optimizer":
+            return torch.optim.AdamW(self.parameters(), lr=-1)
+        return super().configure_optimizers()
+
+    def training_step(self, batch, batch_idx):
+        if self.fault == "step":
+            raise ValueError("own")
+        if self.fault == "log":
+            self.log("a", "text")
+        return super().training_step(batch, batch_idx)
+"""
