@@ -40,6 +40,7 @@ _DAMAGED = (
     zipfile.BadZipFile,
 )
 """What torch and pickle raise on a file that is cut off or garbled."""
+_ATTEMPTS = 20
 _FOREIGN = re.compile(r"(?:GLOBAL|global|function|class|type):? `?(?!GLOBAL)([\w.]+)")
 SINGLE_NAMES = (
     "model.safetensors",
@@ -247,13 +248,26 @@ def read_torch_file(path: Path) -> Any:
         CheckpointError: If the file is missing, damaged, or holds objects that would run code.
     """
     try:
-        mapped = zipfile.is_zipfile(path)  # the old, unzipped format cannot be mapped
-        return torch.load(path, map_location="cpu", mmap=mapped or None, weights_only=True)
+        for _ in range(_ATTEMPTS):
+            before = _identity(path)
+            mapped = zipfile.is_zipfile(path)  # the old, unzipped format cannot be mapped
+            content = torch.load(path, map_location="cpu", mmap=mapped or None, weights_only=True)
+            if _identity(path) == before:  # torch opens a mapped file twice, and a new one may come in between
+                return content
+        raise CheckpointError(f"{path} is being replaced all the time; read it when its writer is done.")
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_message(path, str(error))) from error
     except _DAMAGED as error:
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise CheckpointError(f"{path} cannot be read ({reason}); it is truncated or no torch file.") from error
+
+
+def _identity(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _load_torch(path: Path) -> dict[str, Tensor]:

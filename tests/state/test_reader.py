@@ -249,3 +249,24 @@ def test_torch_is_not_quoted_where_it_advises_to_run_the_code(tmp_path):
 def test_what_may_be_merged():
     assert [is_mergeable(d) for d in (torch.float16, torch.bfloat16, torch.float64)] == [True] * 3
     assert not any(is_mergeable(d) for d in (torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64))
+
+
+@pytest.mark.parametrize(("times", "fails"), [(1, False), (99, True)])
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path, monkeypatch, times, fails):
+    path, load, replaced = tmp_path / "a.pt", torch.load, []
+    torch.save({"w": torch.zeros(3)}, path)
+
+    def replacing(*arguments, **options):
+        content = load(*arguments, **options)
+        if len(replaced) < times:
+            replaced.append(1)
+            torch.save({"w": torch.full((3,), float(len(replaced)))}, tmp_path / "b.pt")
+            (tmp_path / "b.pt").replace(path)
+        return content
+
+    monkeypatch.setattr(torch, "load", replacing)
+    if fails:
+        with pytest.raises(CheckpointError, match="being replaced all the time"):
+            open_state(path)
+    else:
+        assert open_state(path).read("w").tolist() == [1, 1, 1]
