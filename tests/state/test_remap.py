@@ -7,19 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.state.operations import Fuse, PermuteHeads, Reshape, Split, Stack, Transpose, Unstack
 from lit_wsl.state.reader import MemoryReader, open_state
-from lit_wsl.state.remap import (
-    Entry,
-    Fuse,
-    PermuteHeads,
-    Reshape,
-    Split,
-    Stack,
-    Transpose,
-    Unstack,
-    WeightMap,
-    copies,
-)
+from lit_wsl.state.remap import Entry, WeightMap, copies
 
 SHAPES = {
     "a": (6, 4),
@@ -105,6 +95,13 @@ def test_a_source_that_does_not_fit(tmp_path, state):
     with pytest.raises(CheckpointError, match=r"cannot make x\.qkv"):
         MAP.write(MemoryReader(wrong), tmp_path / "out.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_read_twice_is_made_once_on_the_way_back():
+    tied = copies([("wte", "embed"), ("wte", "head"), ("b", "c")])
+    assert tied.inverse() == copies([("embed", "wte"), ("c", "b")])
+    with pytest.raises(ConfigError, match="reads 'q' in two ways"):
+        WeightMap((Entry(("q",), ("a",)), Entry(("q", "k"), ("b",), (Fuse((2, 2)),)))).inverse()
 
 
 def test_a_target_made_twice_is_refused():

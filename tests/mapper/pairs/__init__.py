@@ -1,0 +1,1 @@
+"""Pairs of architectures with the same function and different names, and the true map of each."""
