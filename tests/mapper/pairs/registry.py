@@ -1,0 +1,6 @@
+"""All pairs."""
+
+from .pair import Pair
+from .vision_pairs import VISION
+
+PAIRS: list[Pair] = [*VISION]
