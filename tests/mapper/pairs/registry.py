@@ -1,6 +1,8 @@
 """All pairs."""
 
+from .gpt_pairs import GPT
+from .llama_pairs import LLAMA
 from .pair import Pair
 from .vision_pairs import VISION
 
-PAIRS: list[Pair] = [*VISION]
+PAIRS: list[Pair] = [*VISION, *GPT, *LLAMA]
