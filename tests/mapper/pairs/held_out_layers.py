@@ -8,7 +8,7 @@ from torch.nn import functional
 def attend(
     query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Attention of ``heads`` heads over tensors of shape ``(batch, length, width)``; ``bias`` is added to the scores."""
+    """Attention of ``heads`` heads over ``(batch, length, width)``; ``bias`` is added to the scores."""
     q, k, v = (tensor.unflatten(-1, (heads, -1)).transpose(1, 2) for tensor in (query, key, value))
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
