@@ -204,11 +204,17 @@ def published_file(target: Path) -> Iterator[Path]:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{target} could not be written ({error.strerror or error}); an earlier file is untouched."
+            f"{target} could not be written ({error.strerror or error}){untouched(target)}; "
+            "check the disk and the directory, or choose another."
         ) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def untouched(target: Path) -> str:
+    """Part of a message on a failed write that says what became of the earlier file; empty if there is none."""
+    return "; the earlier file is untouched" if target.exists() else ""
 
 
 def _remove_left_behind(target: Path) -> None:

@@ -16,7 +16,7 @@ from lit_wsl.errors import CheckpointError
 from lit_wsl.models.sharded import is_sharded_checkpoint
 from lit_wsl.models.universal.api import read_state
 from lit_wsl.state.locate import PACKAGE
-from lit_wsl.state.publish import published_file
+from lit_wsl.state.publish import published_file, untouched
 from lit_wsl.state.reader import TORCH_SUFFIXES, read_torch_file
 from lit_wsl.training.shards import read_shards
 
@@ -77,8 +77,7 @@ def _unwritten(path: Path, error: Exception) -> str:
     else:
         reason = getattr(error, "strerror", None) or (str(error) or repr(error)).splitlines()[0]
         remedy = "check the disk and the directory, or choose another"
-    earlier = "; the earlier file is untouched" if path.exists() else ""
-    return f"{path} could not be written ({reason}){earlier}; {remedy}."
+    return f"{path} could not be written ({reason}){untouched(path)}; {remedy}."
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

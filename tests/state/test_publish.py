@@ -6,6 +6,7 @@ import pytest
 
 from lit_wsl.errors import CheckpointError
 from lit_wsl.state import published_directory
+from lit_wsl.state.publish import published_file
 
 
 def write(target, text, **settings):
@@ -69,3 +70,16 @@ def test_a_failing_last_rename_puts_the_earlier_output_back(tmp_path, monkeypatc
     with pytest.raises(CheckpointError, match="nothing was published"):
         write(tmp_path / "out", "second", overwrite=True)
     assert (tmp_path / "out/content").read_text() == "first"
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_failed_write_speaks_of_an_earlier_file_only_if_there_is_one(tmp_path, earlier):
+    target = tmp_path / "out"
+    if earlier:
+        target.write_text("first")
+    message = r"out could not be written \(No space left\)"
+    with pytest.raises(CheckpointError, match=message) as error, published_file(target) as partial:
+        partial.write_text("half")
+        raise OSError(28, "No space left")
+    assert ("earlier file is untouched" in str(error.value)) is earlier
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out", "first")] * earlier
