@@ -146,7 +146,7 @@ CONVNEXT = truth(
 VISION = [
     Pair("vit hf→timm", vit_hf, vit_timm, VIT, lambda: images(24), logits),
     Pair("vit timm→hf", vit_timm, vit_hf, reverse(VIT), lambda: images(24), logits),
-    Pair("resnet timm→hf", resnet_timm, resnet_hf, RESNET, lambda: 10 * images(64), logits),
+    Pair("resnet timm→hf", resnet_timm, resnet_hf, RESNET, lambda: images(64), logits),
     Pair("convnext timm→hf", convnext_timm, convnext_hf, CONVNEXT, lambda: images(64), logits),
     Pair("convnext timm conv mlp→hf", convnext_timm_conv, convnext_hf, CONVNEXT, lambda: images(64), logits),
 ]
