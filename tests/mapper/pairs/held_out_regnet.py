@@ -1,5 +1,7 @@
 """RegNetY: timm to transformers."""
 
+import re
+
 import torch
 from torch import Tensor, nn
 from transformers import RegNetConfig, RegNetForImageClassification
@@ -78,12 +80,10 @@ def target(tiny: bool) -> nn.Module:
 def truth(source: Shapes, target: Shapes) -> WeightMap:
     roles = {"conv1": "layer.0", "conv2": "layer.1", "conv3": "layer.3", "downsample": "shortcut"}
     roles |= {r"se\.fc1": "layer.2.attention.0", r"se\.fc2": "layer.2.attention.2"}
-    blocks = {name.split(".")[0:2][i]: None for name in source if name.startswith("s") for i in (0, 1)}
-    stages = [int(name[1:]) for name in blocks if name[0] == "s" and name[1:].isdigit()]
-    indices = [int(name[1:]) for name in blocks if name[0] == "b" and name[1:].isdigit()]
+    blocks = {tuple(name.split(".")[:2]) for name in source if re.match(r"s\d", name)}
+    stages = "regnet.encoder.stages"
     rules = [
-        *((rf"^s{i}\.", f"regnet.encoder.stages.{i - 1}.") for i in stages),
-        *((rf"^(regnet\.encoder\.stages\.\d+)\.b{j}\.", rf"\1.layers.{j - 1}.") for j in indices),
+        *((rf"^{s}\.{b}\.", f"{stages}.{int(s[1:]) - 1}.layers.{int(b[1:]) - 1}.") for s, b in blocks),
         *((rf"^(regnet\.encoder\S+layers\.\d+)\.{old}\.", rf"\1.{new}.") for old, new in roles.items()),
         (r"^stem\.", "regnet.embedder.embedder."),
         (r"^(regnet\..*)\.conv\.", r"\1.convolution."),
