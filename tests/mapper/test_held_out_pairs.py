@@ -17,7 +17,7 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 INVISIBLE = re.compile(
     r"attention\.k_proj\.bias|self_attn\.k_proj\.bias|\.Wk\.bias|to_k\.bias|token_mixing\.Dense_1\.bias|mask_emb"
 )
-"""What no output can tell: softmax cancels a bias of the keys, a norm one that all channels share; only training masks."""
+"""What no output tells: masks of training, biases of keys (softmax cancels them), biases that all channels share."""
 
 
 def call(module: nn.Module, given: Any) -> Any:
