@@ -45,12 +45,20 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (LitWslError, OSError, UnicodeDecodeError) as error:
         if debug:
             raise
-        remedy = "; a file that should be text is not" if isinstance(error, UnicodeDecodeError) else ""
-        sys.stderr.write(f"lit-wsl: {' '.join(str(error).split())}{remedy}\n")
+        sys.stderr.write(f"lit-wsl: {' '.join(_told(error).split())}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("lit-wsl: interrupted; the same command takes finished parts up again.\n")
         return 130
+
+
+def _told(error: Exception) -> str:
+    """What an error says, with a remedy for those that are not ours."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{error}; a file that should be text is not"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename} cannot be used ({error.strerror}); check the path and its permissions."
+    return str(error)
 
 
 class _CurrentStderr(logging.StreamHandler[Any]):

@@ -2,16 +2,18 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pydoc import locate
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import set_parsing_settings
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -29,11 +31,28 @@ from lit_wsl.training.text import TextClassificationData
 from lit_wsl.training.token_blocks import TokenBlockData as TokenBlockData
 
 _INTERRUPTED = 130
+_NO_CLASS = re.compile(r"(?:Expected a dot import path string: |Problem with given class_path ')([\w.]+)")
+_NO_OPTION = re.compile(r"Subcommand '\w+' does not accept option '")
 _CLASSES = {"model": SequenceClassificationModule, "data": TextClassificationData}
 
 
 class TrainerParser(OneLineErrors, LightningArgumentParser):
     """Lightning's parser with our manner of errors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say what is wrong in one line; of a class that is not there, its name and the nearest."""
+        text = " ".join(str(message).split())
+        unknown = _NO_CLASS.search(text)
+        if unknown:
+            known = [name for base in (LightningModule, LightningDataModule, Callback) for name in _class_names(base)]
+            near = get_close_matches(unknown[1], known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "Give `class_path` as `module.Class`."
+            text = f"there is no class {unknown[1]!r}. {hint}"
+        super().error(_NO_OPTION.sub("Option '", text), ex)
+
+    def _option_names(self) -> set[str]:
+        commands = getattr(self._subcommands_action, "choices", None) or {}
+        return super()._option_names().union(*(parser._option_names() for parser in commands.values()))
 
 
 class TrainerCLI(LightningCLI):
@@ -154,6 +173,12 @@ def _tokenizer(model: Any, data: Any) -> Any:
     if isinstance(cls, type) and issubclass(cls, TokenBlockData):
         return data.init_args.tokenizer
     return model
+
+
+def _class_names(base: type) -> list[str]:
+    """Names of the classes below ``base``, which YAML takes without their module."""
+    below: list[type] = base.__subclasses__()
+    return [name for cls in below for name in (cls.__name__, *_class_names(cls))]
 
 
 def _class_path(cls: type) -> str:

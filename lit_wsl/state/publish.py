@@ -12,7 +12,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -33,7 +33,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
             has content that was not published from here.
     """
     if not os.path.lexists(target):
-        _check_writable(target)
+        check_writable(target)
         return
     if not target.is_dir():
         raise CheckpointError(f"Output {target} is a file; name a directory.")
@@ -53,11 +53,16 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         )
 
 
-def _check_writable(target: Path) -> None:
-    """Refuse a directory that could not be made, by looking at the nearest folder that exists."""
-    existing = next(folder for folder in target.absolute().parents if folder.exists())
+def check_writable(target: Path) -> None:
+    """Refuse a directory that could not be made or written, by looking at the nearest folder that exists.
+
+    Raises:
+        CheckpointError: If that is a file, or may not be written.
+    """
+    existing = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise CheckpointError(f"Output {target} cannot be made: {existing} cannot be written; choose another.")
+        fault = "cannot be written" if existing.is_dir() else "is a file"
+        raise CheckpointError(f"Output directory {target} cannot be used: {existing} {fault}; choose another.")
 
 
 def _files(directory: Path) -> list[str]:
@@ -202,7 +207,8 @@ def published_file(target: Path) -> Iterator[Path]:
         partial.replace(target)
         _sync(target.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a parent that is a file
+            partial.unlink(missing_ok=True)
         raise CheckpointError(
             f"{target} could not be written ({error.strerror or error}){untouched(target)}; "
             "check the disk and the directory, or choose another."

@@ -39,7 +39,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: If the file cannot be written.
         """
-        if storage_options is not None or _is_remote(path):
+        if storage_options is not None or is_remote(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         with published_file(Path(path)) as partial:
@@ -64,7 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             CheckpointError: If nothing is there, or the file is damaged or would run code.
         """
-        if weights_only is False or _is_remote(path):
+        if weights_only is False or is_remote(path):
             return super().load_checkpoint(path, map_location or (lambda storage, _: storage), weights_only)
         return read_checkpoint(Path(path))
 
@@ -118,5 +118,6 @@ def use_atomic_io(trainer: Trainer) -> None:
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
 
-def _is_remote(path: str | Path) -> bool:
+def is_remote(path: str | Path) -> bool:
+    """Whether a path names another machine's file, which Lightning reads and writes."""
     return "://" in str(path)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,7 +17,8 @@ from lit_wsl.models.universal.fold import MergedDtype, fold_state, tied_groups
 from lit_wsl.models.universal.layout import Layout
 from lit_wsl.models.universal.sidecar import SIDECAR_KEY, VERSION, Kind, describe_layers, pack, unpack
 from lit_wsl.state.formats import strip_wrappers
-from lit_wsl.training.checkpoint_io import use_atomic_io
+from lit_wsl.state.publish import check_writable
+from lit_wsl.training.checkpoint_io import is_remote, use_atomic_io
 from lit_wsl.training.configuration import make_plain, run_configuration
 from lit_wsl.training.resumable import enter_next_epoch, loader_states, mark_position
 from lit_wsl.training.resume import (
@@ -78,12 +80,16 @@ class UniversalCheckpoint(LightningModule):
 
 
 def prepare(module: LightningModule, trainer: Trainer) -> None:
-    """Check the adapters of a module, and let the trainer write its checkpoints atomically.
+    """Check the adapters of a module and the folders of checkpoints, and let the trainer write these atomically.
 
     Raises:
-        CheckpointError: If no plain checkpoint can hold the adapters.
+        CheckpointError: If no plain checkpoint can hold the adapters, or a checkpoint would have no place.
     """
     check_adapters(module)
+    if trainer.state.fn == TrainerFn.FITTING and not getattr(trainer, "fast_dev_run", False):
+        folders = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+        for folder in (folder for folder in folders if folder and not is_remote(folder)):
+            check_writable(Path(folder))
     use_atomic_io(trainer)
 
 

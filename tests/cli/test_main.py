@@ -195,6 +195,14 @@ def test_an_interruption_ends_with_130(capsys, monkeypatch):
     one_line(capsys, 130, ["merge"], "interrupted")
 
 
+def test_an_error_of_the_system_names_the_file_and_a_remedy(capsys, monkeypatch):
+    def failing(_):
+        raise FileNotFoundError(2, "No such file or directory", "/no/such/folder/file")
+
+    stand_in(monkeypatch, failing)
+    one_line(capsys, 1, ["merge"], "/no/such/folder/file cannot be used (No such file or directory); check the path")
+
+
 def test_a_message_of_several_lines_becomes_one(capsys, monkeypatch):
     def failing(_):
         raise ConfigError("first\n  second\n\nthird")

@@ -136,6 +136,21 @@ def test_wrong_usage_is_two(arguments, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "typo", "message"),
+    [
+        ("trainer", {"max_epoch": 1}, "there is no option 'trainer.max_epoch'. Did you mean 'trainer.max_epochs'?"),
+        ("model", {"class_path": "CausalLModule"}, "no class 'CausalLModule'. Did you mean 'CausalLMModule'?"),
+        ("model", {"class_path": "no_such.Module"}, "there is no class 'no_such.Module'. Give `class_path`"),
+    ],
+)
+def test_a_misspelt_name_in_a_file_shows_the_nearest(place, capsys, key, typo, message):
+    (place / "train.yaml").write_text(yaml.safe_dump({key: typo}))
+    assert run_trainer(["fit", f"--config={CONFIG}", "--config=train.yaml"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
 def test_help_shows_the_meaning_of_fields(capsys):
     assert run_trainer(["fit", "--help"]) == 0
     assert "--threads" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import pytest
 
 from lit_wsl.errors import CheckpointError
 from lit_wsl.state import published_directory
-from lit_wsl.state.publish import published_file
+from lit_wsl.state.publish import check_writable, published_file
 
 
 def write(target, text, **settings):
@@ -83,3 +83,12 @@ def test_a_failed_write_speaks_of_an_earlier_file_only_if_there_is_one(tmp_path,
         raise OSError(28, "No space left")
     assert ("earlier file is untouched" in str(error.value)) is earlier
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out", "first")] * earlier
+
+
+def test_a_parent_that_is_a_file_is_one_clear_line(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="out could not be written"), published_file(tmp_path / "file" / "out"):
+        pass
+    with pytest.raises(CheckpointError, match="/file cannot be used: .*/file is a file; choose another"):
+        check_writable(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"

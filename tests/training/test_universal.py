@@ -337,3 +337,14 @@ def test_a_diverged_adapter_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.q_proj.*not finite"):
         runner.save_checkpoint(tmp_path / "bad.ckpt")
     assert not (tmp_path / "bad.ckpt").exists()
+
+
+@pytest.mark.parametrize("by_callback", [False, True])
+def test_a_folder_that_can_hold_no_checkpoint_is_refused_before_the_first_step(tmp_path, by_callback):
+    (tmp_path / "file").write_text("mine")
+    module = Plain("r16") if by_callback else Universal("r16")
+    callbacks = [ModelCheckpoint(tmp_path / "file"), *([UniversalCheckpointCallback()] if by_callback else [])]
+    runner = trainer(tmp_path, max_epochs=1, callbacks=callbacks, enable_checkpointing=True)
+    with pytest.raises(CheckpointError, match="/file is a file; choose another"):
+        runner.fit(module, batches())
+    assert module.losses == []
