@@ -5,9 +5,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
+from lit_wsl.cli.console import table_console
 from lit_wsl.models.describe import describe_checkpoint
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def show_checkpoint(source: str, *, as_json: bool) -> int:
     table = Table(show_header=False, title=f"{found['path']}: {found['kind']}, {_size(found['bytes'])}")
     for name, text in _rows(found):
         table.add_row(name, text)
-    Console(width=None if sys.stdout.isatty() else 140, markup=False).print(table)
+    table_console(markup=False).print(table)
     return 0
 
 

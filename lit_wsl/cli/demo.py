@@ -7,7 +7,6 @@ Ctrl-C, takes up finished parts.
 import hashlib
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 
 import lit_wsl
+from lit_wsl.cli.console import table_console
 from lit_wsl.cli.finished import FinishedParts
 from lit_wsl.cli.progress import progress_bar
 from lit_wsl.cli.resources import config_file
@@ -182,7 +181,7 @@ class Demo:
             "versions": f"lit_wsl {lit_wsl.__version__}, torch {torch.__version__}",
         }
         write_report(self.output / "report.html", "Three adapters, one backbone", scores, notes, facts, best)
-        Console(width=None if sys.stdout.isatty() else 120).print(score_table(scores, notes))
+        table_console().print(score_table(scores, notes))
         logger.info("Took %.0f s. Figures: %s, page: %s.", seconds, *(self.output / n for n in _PRODUCTS))
 
 

@@ -3,9 +3,9 @@
 import inspect
 import sys
 
-from rich.console import Console
 from rich.table import Table
 
+from lit_wsl.cli.console import table_console
 from lit_wsl.merging.method import all_methods
 from lit_wsl.merging.run import MergeReport
 
@@ -33,5 +33,5 @@ def method_table() -> int:
         params = ", ".join(f"{name}={value}" for name, value in cls().params().items())
         first = (inspect.getdoc(cls) or "").splitlines()[0]
         table.add_row(names[0], ", ".join(names[1:]), params or "–", first)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    table_console().print(table)
     return 0

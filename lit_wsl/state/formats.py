@@ -40,7 +40,13 @@ def unwrap(content: Any, where: str) -> dict[str, Tensor]:
     tensors = {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise CheckpointError(f"{where} holds no state dict; save `model.state_dict()`.")
-    return {strip_wrappers(name): tensor for name, tensor in tensors.items()}
+    stripped: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = strip_wrappers(name)
+        if plain in stripped:
+            raise CheckpointError(f"{where} holds {plain!r} twice, with a wrapper's name and without; remove one.")
+        stripped[plain] = tensor
+    return stripped
 
 
 def strip_wrappers(name: str) -> str:

@@ -96,7 +96,7 @@ def published_directory(target: Path, *, overwrite: bool = False, fingerprint: s
     """
     target = target.resolve()
     partial, replaced = target.with_name(target.name + ".partial"), target.with_name(target.name + ".replaced")
-    with _locked(partial):
+    with locked(partial):
         if (replaced / MARKER).exists() and not target.exists():  # killed between the two renames below
             replaced.rename(target)
         check_target(target, overwrite=overwrite)
@@ -120,8 +120,12 @@ def published_directory(target: Path, *, overwrite: bool = False, fingerprint: s
 
 
 @contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """The right to write ``partial``, held by this process alone."""
+def locked(partial: Path) -> Iterator[None]:
+    """The right to write ``partial``, held by this process alone.
+
+    Raises:
+        CheckpointError: If another process holds it, or the folder cannot be written.
+    """
     path = partial.with_name(partial.name + ".lock")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -223,12 +227,27 @@ def untouched(target: Path) -> str:
     return "; the earlier file is untouched" if target.exists() else ""
 
 
+@contextmanager
+def scratch_beside(partial: Path) -> Iterator[Path]:
+    """Yield an empty directory beside a path of :func:`published_file`; it goes when the block ends.
+
+    After a kill it goes with the next call of :func:`published_file` on that target.
+    """
+    scratch = partial.with_name(f"{partial.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _remove_left_behind(target: Path) -> None:
-    """Remove scratch files of processes of this machine that are gone."""
+    """Remove scratch files and directories of processes of this machine that are gone."""
     for path in target.parent.glob(f"{glob.escape(target.name)}.{_HOST}.*.partial"):
-        number = path.name.split(".")[-2]
+        number = path.name.removesuffix(".partial").removesuffix(".partial").split(".")[-1]
         if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
-            path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -5,11 +5,10 @@ stream), invertible, and plain JSON.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
 from lit_wsl.state.operations import Operation, operation_from_json, operation_to_json
-from lit_wsl.state.publish import published_file
+from lit_wsl.state.publish import published_file, scratch_beside
 from lit_wsl.state.reader import StateReader
 from lit_wsl.state.safetensors import TensorInfo
 from lit_wsl.state.writer import ShardedWriter
@@ -105,26 +104,36 @@ class WeightMap:
             made.update(_made(entry, [_find(state, name) for name in entry.sources]))
         return made
 
-    def write(self, source: StateReader, path: Path) -> None:
+    def write(
+        self,
+        source: StateReader,
+        path: Path,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        progress: Callable[[int, str], None] | None = None,
+    ) -> None:
         """Apply the map from file to file; memory holds the tensors of one entry.
 
         Args:
             source: Opened checkpoint.
             path: Safetensors file to write; an earlier one is replaced when the new one is whole.
+            metadata: Header metadata, text to text.
+            progress: Called with the bytes and the name of each tensor that is written.
 
         Raises:
             CheckpointError: If a source does not fit, or the file cannot be written.
         """
         infos = {name: info for entry in self.entries for name, info in _planned(entry, source).items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with published_file(path) as partial, TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-            with ShardedWriter(Path(scratch), infos, shard_bytes=1 << 62) as writer:
+        with published_file(path) as partial, scratch_beside(partial) as scratch:
+            with ShardedWriter(scratch, infos, shard_bytes=1 << 62, metadata=metadata) as writer:
                 for entry in self.entries:
                     for name, tensor in _made(entry, [source.read(name) for name in entry.sources]).items():
                         writer.write(name, tensor)
                         writer.finish(name)
+                        if progress is not None:
+                            progress(tensor.nbytes, name)
                 [file] = writer.file_names()
-            (Path(scratch) / file).replace(partial)
+            (scratch / file).replace(partial)
 
     def save(self, path: str | Path) -> None:
         """Write the map as JSON.
