@@ -38,3 +38,11 @@ def llama_dir(tmp_path_factory):
     from tests.tiny_llama import write_tied_llama
 
     return write_tied_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def untied(tmp_path_factory):
+    """A tiny Llama whose output embedding has a weight of its own."""
+    from tests.tiny_llama import write_untied_llama
+
+    return write_untied_llama(tmp_path_factory.mktemp("untied"))

@@ -7,7 +7,7 @@ _SCRIPT = """# Completion of lit-wsl; in ~/.bashrc or ~/.zshrc:  eval "$(lit-wsl
 {prologue}_lit_wsl() {{
     local current="${{COMP_WORDS[COMP_CWORD]}}" typed="" word options=""
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
-        case "$word" in -*) break ;; esac
+        case "$word" in -*) continue ;; esac
         typed="$typed $word"
     done
     case "${{typed# }}" in

@@ -18,7 +18,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
     if path.suffix not in (".csv", ".jsonl"):
         raise DataError(f"{path}: expected a .csv or .jsonl file.")
     if not path.is_file():
-        raise DataError(f"{path} does not exist.")
+        raise DataError(f"{path} does not exist; check the path.")
     rows = _read_csv(path) if path.suffix == ".csv" else _read_jsonl(path)
     try:
         for line, row in rows:

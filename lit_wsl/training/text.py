@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from lit_wsl.errors import ConfigError, DataError, did_you_mean
 from lit_wsl.state.locate import model_dir
+from lit_wsl.training.options import check_least
 from lit_wsl.training.resumable import resumable_loader
 from lit_wsl.training.rows import read_rows
 from lit_wsl.training.tasks import SPLITS, TASKS, Split, prepare_task
@@ -118,7 +119,10 @@ class TextClassificationData(LightningDataModule):
             "test": test_file,
         }
         self._given = {split: Path(path) for split, path in given.items() if path is not None}
-        _check_arguments(task, self._given, batch_size, max_length, limit_train)
+        if (task is None) == (not self._given):
+            raise ConfigError("Give either `task` or `train_file`/`validation_file`/`test_file`.")
+        check_least(1, batch_size=batch_size, max_length=max_length, limit_train=limit_train)
+        check_least(0, num_workers=num_workers)
         self.tokenizer = tokenizer
         self.task = task
         self.batch_size = batch_size
@@ -284,16 +288,6 @@ class LengthBatches(torch.utils.data.Sampler[list[int]]):
             batches += [near[first : first + self.batch_size] for first in range(0, len(near), self.batch_size)]
         for position in torch.randperm(len(batches), generator=self.generator).tolist():
             yield batches[position]
-
-
-def _check_arguments(
-    task: str | None, files: Mapping[Split, Path], batch_size: int, max_length: int, limit_train: int | None
-) -> None:
-    if (task is None) == (not files):
-        raise ConfigError("Give either `task` or `train_file`/`validation_file`/`test_file`.")
-    for name, value in (("batch_size", batch_size), ("max_length", max_length), ("limit_train", limit_train)):
-        if value is not None and value < 1:
-            raise ConfigError(f"`{name} >= 1` must hold, got {value}.")
 
 
 def _labels_of(files: Mapping[Split, Path]) -> list[str]:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from lit_wsl.errors import ConfigError, DataError
 from lit_wsl.state.locate import model_dir
+from lit_wsl.training.options import check_least
 from lit_wsl.training.resumable import resumable_loader
 
 BYTES = "bytes"
@@ -43,13 +44,9 @@ class TokenBlockData(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("block_size", block_size, 2),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"`{name} >= {least}` must hold, got {value}.")
+        check_least(2, block_size=block_size)
+        check_least(1, batch_size=batch_size)
+        check_least(0, num_workers=num_workers)
         if not 0 <= validation_fraction < 1:
             raise ConfigError(f"`0 <= validation_fraction < 1` must hold, got {validation_fraction}.")
         self.files = files

@@ -50,6 +50,7 @@ def test_a_group_offers_its_commands(script):
         (("inspect", "checkpoint", "x", "--js"), {"--json"}),
         (("fit", "--config", "a.yaml", "--trainer.max_ep"), {"--trainer.max_epochs"}),
         (("fit", "--ckpt"), {"--ckpt_path"}),
+        (("--debug", "fit", "--ckpt"), {"--ckpt_path"}),
         (("nonsense", "--x"), set()),
     ],
 )

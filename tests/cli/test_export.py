@@ -16,13 +16,7 @@ from lit_wsl.state.writer import ShardedWriter
 from lit_wsl.training.causal_lm import CausalLMModule
 from tests.cli.test_main import one_line
 from tests.models.checkpoints import Module, adapt, output, save
-from tests.tiny_llama import write_untied_llama
 from tests.training.build import train
-
-
-@pytest.fixture(scope="module")
-def untied(tmp_path_factory):
-    return write_untied_llama(tmp_path_factory.mktemp("untied"))
 
 
 @pytest.fixture(scope="module")

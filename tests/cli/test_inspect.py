@@ -14,13 +14,7 @@ from lit_wsl.models.describe import describe_checkpoint
 from tests.cli.test_main import one_line
 from tests.models.checkpoints import Classifier, Module, adapt, save
 from tests.models.universal.layers import LitQKV, NanoEmbedding
-from tests.tiny_llama import write_untied_llama
 from tests.training.build import Universal, train
-
-
-@pytest.fixture(scope="module")
-def untied(tmp_path_factory):
-    return write_untied_llama(tmp_path_factory.mktemp("untied"))
 
 
 def found_in(capsys, path):
@@ -88,6 +82,7 @@ def test_kinds_of_layers(untied, bert_dir, tmp_path):
     found = describe_checkpoint(save(module, tmp_path / "a.ckpt"))
     expected = {"linear": 2, "trained whole": 1, "embedding": 1, "fused": 1, "convolution": 1}
     assert found["adapters"]["layers"] == expected
+    assert found["adapters"]["ranks"] == {"2": 2, "3": 3, "4": 2}, "one of each part of a fused layer"
     found = describe_checkpoint(save(Classifier(bert_dir), tmp_path / "b.ckpt"))
     assert found["backbones"] == [{"name": "encoder", "class": "BertModel", "model_type": "bert", "layers": 2}]
     assert found["adapters"] is None

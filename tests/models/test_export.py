@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -25,7 +25,6 @@ from lit_wsl.models.export import export_checkpoint
 from lit_wsl.state.adapters import Adapter
 from tests.models.checkpoints import Classifier, Module, adapt, output, save, write_gpt2
 from tests.models.universal.layers import LitQKV, NanoEmbedding, NanoLinear, TuneDora, TuneLinear
-from tests.tiny_llama import write_untied_llama
 
 LLAMA = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
 FORMS = {
@@ -38,11 +37,6 @@ FORMS = {
     "saved head": LLAMA | {"modules_to_save": ["lm_head"]},
     "one layer": LLAMA | {"target_modules": "model.layers.1.self_attn.q_proj"},
 }
-
-
-@pytest.fixture(scope="module")
-def untied(tmp_path_factory):
-    return write_untied_llama(tmp_path_factory.mktemp("untied"))
 
 
 @pytest.fixture(scope="module")
@@ -536,6 +530,35 @@ def test_verification_finds_a_wrong_byte(untied, tmp_path, monkeypatch):
         export_checkpoint(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not export_checkpoint(path, tmp_path / "out", verify=False).verified
+
+
+def test_verification_finds_a_tensor_too_many(untied, tmp_path, monkeypatch):
+    from lit_wsl.models import export
+
+    def write_more(directory, *others):
+        write(directory, *others)
+        file = directory / "model.safetensors"
+        save_file({**load_file(file), "stray": torch.ones(2)}, file)
+
+    path, write = save(Module(untied), tmp_path / "a.ckpt"), export._write
+    monkeypatch.setattr(export, "_write", write_more)
+    with pytest.raises(CheckpointError, match="1 tensors differ, first 'stray'"):
+        export_checkpoint(path, tmp_path / "out", format="safetensors")
+
+
+def test_an_interrupted_export_of_other_weights_is_thrown_away(untied, tmp_path):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    module = Module(untied)
+    path = save(module, tmp_path / "a.ckpt")
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(path, tmp_path / "out", progress=stop)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(2)
+    export_checkpoint(save(module, path), tmp_path / "out", verify=False)
+    close(output(load_whole(AutoModelForCausalLM, tmp_path / "out")), output(module.model))
 
 
 def test_verification_reads_the_configuration_again(untied, tmp_path, monkeypatch):

@@ -12,21 +12,9 @@ from transformers import AutoModelForCausalLM, BertModel, GPT2Config, GPT2LMHead
 from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.models.lora import LoraSpec, inject_lora, load_adapter, save_adapter
 from lit_wsl.state.adapters import Adapter
-from tests.tiny_bert import write_tiny_bert
-from tests.tiny_llama import write_untied_llama
 
 ENCODER = ["query", "key", "value", "dense"]
 ENCODER_SPEC = LoraSpec(rank=2, target_modules=ENCODER)
-
-
-@pytest.fixture(scope="module")
-def bert_dir(tmp_path_factory):
-    return write_tiny_bert(tmp_path_factory.mktemp("bert"))
-
-
-@pytest.fixture(scope="module")
-def untied_dir(tmp_path_factory):
-    return write_untied_llama(tmp_path_factory.mktemp("untied"))
 
 
 def _adapted(bert_dir, spec):
@@ -235,8 +223,8 @@ def test_conv1d_of_gpt2_is_linear_and_folds(tmp_path, recwarn):
     assert not [warning for warning in recwarn if "fan_in_fan_out" in str(warning.message)]
 
 
-def test_ranks_by_place(untied_dir):
-    model = AutoModelForCausalLM.from_pretrained(untied_dir)
+def test_ranks_by_place(untied):
+    model = AutoModelForCausalLM.from_pretrained(untied)
     spec = LoraSpec(
         rank=2, target_modules="all-linear", attn_lora_rank=4, embedding_mode="lora", embedding_rank=3, lora_alpha=12
     )
@@ -250,9 +238,9 @@ def test_ranks_by_place(untied_dir):
     assert (config.r, config.rank_pattern["embed_tokens"], config.lora_alpha) == (4, 3, 12)
 
 
-def test_rank_zero_leaves_a_place_out(untied_dir):
+def test_rank_zero_leaves_a_place_out(untied):
     def ranks(**fields):
-        model = AutoModelForCausalLM.from_pretrained(untied_dir)
+        model = AutoModelForCausalLM.from_pretrained(untied)
         inject_lora(model, LoraSpec(**fields))
         return _ranks(model)
 
@@ -324,9 +312,9 @@ def test_an_excluded_embedding_cannot_be_adapted(llama_dir):
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
-def test_initialisations_that_move_the_base_keep_the_function_but_make_no_adapter(untied_dir, tmp_path, init):
-    base = AutoModelForCausalLM.from_pretrained(untied_dir).eval()
-    model = AutoModelForCausalLM.from_pretrained(untied_dir).eval()
+def test_initialisations_that_move_the_base_keep_the_function_but_make_no_adapter(untied, tmp_path, init):
+    base = AutoModelForCausalLM.from_pretrained(untied).eval()
+    model = AutoModelForCausalLM.from_pretrained(untied).eval()
     spec = LoraSpec(rank=4, attn_lora_rank=2, init_lora_weights=init, embedding_mode="lora")
     inject_lora(model, spec)
     layer = _lora_layers(model)["model.layers.0.self_attn.q_proj"]
@@ -334,7 +322,7 @@ def test_initialisations_that_move_the_base_keep_the_function_but_make_no_adapte
     ids = torch.tensor([[1, 2, 3]])
     torch.testing.assert_close(model(ids).logits, base(ids).logits, atol=1e-4, rtol=1e-4)
     with pytest.raises(CheckpointError, match=f"'{init}' fit no unchanged base.*lit-wsl export"):
-        save_adapter(model, spec, tmp_path / "out", str(untied_dir))
+        save_adapter(model, spec, tmp_path / "out", str(untied))
     assert not (tmp_path / "out").exists()
 
 

@@ -70,10 +70,11 @@ def test_a_damaged_listing(tmp_path, bert_dir, listing):
         {"task": "intent", "train_file": "a.csv"},
         {"task": "intent", "batch_size": 0},
         {"task": "a", "limit_train": 0},
+        {"task": "a", "num_workers": -1},
     ],
 )
 def test_arguments_are_checked(bert_dir, arguments):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="must hold|Give either"):
         TextClassificationData(str(bert_dir), **arguments)
 
 
