@@ -146,13 +146,18 @@ class PermuteHeads(Operation):
     """
 
     name: ClassVar[str] = "permute_heads"
-    heads: int
+    heads: int | tuple[int, ...]
+    """Heads of every tensor, or of each one by one; a tensor with 0 heads stays as it is."""
     to_pairs: bool = True
 
     def apply(self, tensors: list[Tensor]) -> list[Tensor]:
         """The tensors with their rows reordered."""
-        halves = (self.heads, 2, -1) if self.to_pairs else (self.heads, -1, 2)
-        return [tensor.unflatten(0, halves).transpose(1, 2).flatten(0, 2) for tensor in tensors]
+        heads = (self.heads,) * len(tensors) if isinstance(self.heads, int) else self.heads
+        return [self._reorder(tensor, count) if count else tensor for tensor, count in zip(tensors, heads, strict=True)]
+
+    def _reorder(self, tensor: Tensor, heads: int) -> Tensor:
+        halves = (heads, 2, -1) if self.to_pairs else (heads, -1, 2)
+        return tensor.unflatten(0, halves).transpose(1, 2).flatten(0, 2)
 
     def inverse(self) -> "PermuteHeads":
         """The other convention."""

@@ -1,0 +1,127 @@
+"""From matched units to a result: recipes in order of the target, tied tensors, and why the rest is left over."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lit_wsl.mapper.inventory import Inventory, Shape, Weight
+from lit_wsl.mapper.relations import relations
+from lit_wsl.mapper.result import MappingResult, Match
+from lit_wsl.mapper.units import Unit
+from lit_wsl.mapper.words import features
+from lit_wsl.state.remap import Entry
+
+if TYPE_CHECKING:
+    from lit_wsl.mapper.mapper import WeightMapper
+
+MANY = 3
+"""How many alternatives a match lists."""
+NEAR = 2.5
+"""Evidence (log odds) up to which a rival is listed."""
+
+
+def complete(units: Sequence[Unit], mapper: "WeightMapper", strategy: str) -> MappingResult:
+    """The result of a match, before any threshold."""
+    source, target = mapper.source, mapper.target
+    matches = matches_of(units)
+    matches += _tied(matches, source, target)
+    place = {weight.name: weight.order for weight in target.weights}
+    matches.sort(key=lambda match: place[match.entry.targets[0]])
+    reasons = _reasons(matches, source, target, mapper.shape_tolerance)
+    modules = mapper.source_module, mapper.target_module
+    return MappingResult(tuple(matches), source, target, 0.0, strategy, reasons, *modules)
+
+
+def matches_of(units: Sequence[Unit]) -> list[Match]:
+    """A match for every recipe of every unit."""
+    found = []
+    for unit in units:
+        near = sorted((rival for rival in unit.rivals if rival.margin < NEAR), key=lambda rival: rival.margin)[:MANY]
+        scores = unit.breakdown()
+        for entry, _, targets in unit.entries():
+            at = _position(unit, targets[0])
+            others = tuple(name for rival in near if (name := _label(rival.other, at)))
+            shapes = tuple(weight.shape for weight in targets)
+            found.append(Match(entry, shapes, scores, others, unit.note or _note(others), unit))
+    return found
+
+
+def _position(unit: Unit, weight: Weight) -> int:
+    for template in unit.targets[0].leaves.values():
+        for at, other in enumerate(template.weights):
+            if other is weight:
+                return at
+    return 0
+
+
+def _label(unit: Unit, at: int) -> str:
+    weight = unit.targets[0].main.weights[at]
+    return weight.name if weight is not None else ""
+
+
+def _note(others: Sequence[str]) -> str:
+    return f"of the same shape: {', '.join(others)}" if others else ""
+
+
+def _tied(matches: Sequence[Match], source: Inventory, target: Inventory) -> list[Match]:
+    """Recipes for target names that share the tensor of one that is made, or an output layer tied in the source."""
+    made = {name: match for match in matches for name in match.entry.targets}
+    found = []
+    for name, first in target.aliases.items():
+        same = [first, *(other for other, root in target.aliases.items() if root == first)]
+        known = next((made[other] for other in same if other in made and len(made[other].entry.targets) == 1), None)
+        for missing in (n for n in (name, first) if n not in made):
+            if known is not None:
+                made[missing] = replace(known, entry=replace(known.entry, targets=(missing,)), note="tied")
+                found.append(made[missing])
+    kept = {weight.name for weight in target.weights}
+    found = [match for match in found if match.entry.targets[0] in kept]
+    return found + _tied_head(made, source, target)
+
+
+def _tied_head(made: Mapping[str, Match], source: Inventory, target: Inventory) -> list[Match]:
+    """The output layer from the embedding, where the source's configuration says that they are one."""
+    if not source.is_tied:
+        return []
+    found = []
+    for weight in target.weights:
+        if weight.name in made or "head" not in features(weight.path):
+            continue
+        for match in made.values():
+            if match.shapes == (weight.shape,) and "embed" in features(tuple(match.entry.targets[0].split("."))):
+                entry = Entry(match.entry.sources, (weight.name,), match.entry.operations)
+                found.append(replace(match, entry=entry, note="tied"))
+                break
+    return found
+
+
+def _reasons(matches: Sequence[Match], source: Inventory, target: Inventory, tolerance: float) -> dict[str, str]:
+    """Why each source tensor that no recipe reads is left out."""
+    read = {name for match in matches for name in match.entry.sources}
+    shapes = {weight.shape for weight in target.weights}
+    same_name = {weight.name: weight.shape for weight in target.weights}
+    known: dict[Shape, bool] = {}
+    reasons = {}
+    for weight in source.weights:
+        if weight.name in read:
+            continue
+        if weight.shape not in known:
+            known[weight.shape] = any(relations(weight.shape, shape) for shape in shapes)
+        reasons[weight.name] = _reason(
+            weight, fits=known[weight.shape], namesake=same_name.get(weight.name), shapes=shapes, tolerance=tolerance
+        )
+    return reasons
+
+
+def _reason(weight: Weight, *, fits: bool, namesake: Shape | None, shapes: set[Shape], tolerance: float) -> str:
+    if namesake is not None and namesake != weight.shape:
+        return f"its shape {weight.shape} differs from the target's {namesake}"
+    if fits:
+        return "tensors of its shape in the target have likelier sources, or too little speaks for it"
+    near = sorted(shape for shape in shapes if _is_near(weight.shape, shape, tolerance))
+    hint = f"; near misses have shape {', '.join(map(str, near[:MANY]))}" if near else ""
+    return f"no tensor of the target fits its shape {weight.shape}{hint}"
+
+
+def _is_near(one: Shape, two: Shape, tolerance: float) -> bool:
+    return len(one) == len(two) and all(abs(a - b) <= tolerance * max(a, b) for a, b in zip(one, two, strict=True))
