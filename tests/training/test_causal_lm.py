@@ -261,10 +261,11 @@ def test_weights_are_never_made_up_for_a_directory(bert_dir, tmp_path):
         CausalLMModule("/no/such/model")
 
 
-def test_ids_beyond_the_vocabulary_show_before_training(text, tmp_path):
-    module = CausalLMModule(tied_llama_config() | {"vocab_size": 100})
+@pytest.mark.parametrize("vocabulary", [100, 116])
+def test_ids_beyond_the_vocabulary_show_before_training(text, tmp_path, vocabulary):
+    module = CausalLMModule(tied_llama_config() | {"vocab_size": vocabulary})
     trainer = _trainer(tmp_path, max_steps=1)
-    with pytest.raises(DataError, match="token id 116, the model a vocabulary of 100"):
+    with pytest.raises(DataError, match=f"token id 116, the model a vocabulary of {vocabulary}"):
         trainer.fit(module, TokenBlockData([text], block_size=24))
     assert trainer.global_step == 0
 

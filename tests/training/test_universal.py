@@ -348,3 +348,11 @@ def test_a_folder_that_can_hold_no_checkpoint_is_refused_before_the_first_step(t
     with pytest.raises(CheckpointError, match="/file is a file; choose another"):
         runner.fit(module, batches())
     assert module.losses == []
+
+
+def test_fresh_adapters_of_the_same_shape_take_no_optimizer_state(tmp_path):
+    first = Universal("r16")
+    first.sidecar = "none"
+    train(tmp_path, first, epochs=1)
+    with pytest.warns(UserWarning, match=r"0 of \d+ parameters fit"):
+        train(tmp_path, Universal("r16"), epochs=2, ckpt_path=tmp_path / "last.ckpt")
