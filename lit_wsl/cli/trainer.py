@@ -45,7 +45,7 @@ class TrainerParser(OneLineErrors, LightningArgumentParser):
         unknown = _NO_CLASS.search(text)
         if unknown:
             known = [name for base in (LightningModule, LightningDataModule, Callback) for name in _class_names(base)]
-            near = get_close_matches(unknown[1], known, n=1)
+            near = [] if "." in unknown[1] else get_close_matches(unknown[1], known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else "Give `class_path` as `module.Class`."
             text = f"there is no class {unknown[1]!r}. {hint}"
         super().error(_NO_OPTION.sub("Option '", text), ex)
