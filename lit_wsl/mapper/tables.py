@@ -1,0 +1,122 @@
+"""A mapping on the screen: tables of recipes and trees of models, repeated blocks once."""
+
+import sys
+from collections import Counter
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from lit_wsl.mapper.hierarchy import Branch, branches_of
+from lit_wsl.mapper.inventory import Inventory
+from lit_wsl.mapper.result import MappingResult
+from lit_wsl.mapper.rows import LeftOver, Row, left_over_sources, left_over_targets, rows_of
+
+_PLAIN_WIDTH = 1000
+"""Columns where there is no terminal to ask: no name in a file is broken."""
+_PROSE_WIDTH = 70
+"""Columns of a sentence, which may be broken."""
+
+
+def print_analysis(result: MappingResult) -> None:
+    """Print what is ambiguous, what is left over and why, and how much is mapped."""
+    console = _console()
+    rows = rows_of(result)
+    if doubtful := [row for row in rows if row.is_ambiguous]:
+        console.print(_doubts(doubtful))
+    left, open_ = left_over_sources(result), left_over_targets(result)
+    if left:
+        console.print(_left_over(left, "Source tensors that are not mapped", "why"))
+    if open_:
+        console.print(_left_over(open_, "Target tensors that nothing makes", ""))
+    for line in summary(result):
+        console.print(line, soft_wrap=True)
+
+
+def print_mapping(result: MappingResult) -> None:
+    """Print a table of the recipes, those of repeated blocks in one row."""
+    table = _table("source", "target", "operation", "shape", title=f"{result.source.where} → {result.target.where}")
+    table.add_column("tensors", justify="right")
+    table.add_column("score", justify="right", no_wrap=True)
+    for row in rows_of(result):
+        table.add_row(row.sources, row.targets, row.operation, row.shape, str(_made(row)), _score(row))
+    _console().print(table)
+
+
+def print_hierarchies(source: Inventory, target: Inventory) -> None:
+    """Print both models as trees."""
+    print_hierarchy(source)
+    print_hierarchy(target)
+
+
+def print_hierarchy(inventory: Inventory) -> None:
+    """Print a model as a tree, alike blocks in one branch."""
+    entries = sum(weight.numel for weight in inventory.weights)
+    tree = Tree(Text(f"{inventory.where}: {len(inventory.weights)} tensors, {entries:,} entries", style="bold"))
+    _grow(tree, branches_of(inventory))
+    _console().print(tree)
+
+
+def summary(result: MappingResult) -> list[str]:
+    """How much is mapped, by which operations, and how sure that is, in lines."""
+    used, made = len(set(result.recipes.sources())), len(result.recipes.targets())
+    doubtful = sum(match.is_ambiguous for match in result.matches)
+    kinds = Counter(match.match_type for match in result.matches)
+    lines = [
+        f"{used} of {len(result.source.weights)} source tensors are mapped ({result.coverage:.1%}); "
+        f"{made} of {len(result.target.weights)} target tensors are made ({result.target_coverage:.1%}).",
+        f"{len(result.matches)} recipes: {', '.join(f'{count} {kind}' for kind, count in kinds.most_common())}; "
+        f"{doubtful} ambiguous. Strategy {result.strategy}, threshold {result.threshold:g}.",
+    ]
+    return lines if result.matches else lines[:1]
+
+
+def _console() -> Console:
+    """A console that takes names as they are, as wide as the terminal, or wide enough for a file."""
+    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
+    return Console(width=width, markup=False, emoji=False, highlight=False)
+
+
+def _table(*columns: str, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _doubts(rows: Iterable[Row]) -> Table:
+    table = _table("source", "target", "or else", title="Ambiguous: another reading is about as likely")
+    table.add_column("why", max_width=_PROSE_WIDTH)
+    table.add_column("score", justify="right", no_wrap=True)
+    for row in rows:
+        why = row.note.removesuffix(f": {row.alternatives}") if row.alternatives else row.note
+        table.add_row(row.sources, row.targets, row.alternatives, why or "little speaks for it", _score(row))
+    return table
+
+
+def _left_over(rows: Iterable[LeftOver], title: str, why: str) -> Table:
+    table = _table("tensor", "shape", title=title)
+    if why:
+        table.add_column(why, max_width=_PROSE_WIDTH)
+    for row in rows:
+        table.add_row(row.name, row.shape, *([row.reason] if why else []))
+    return table
+
+
+def _made(row: Row) -> int:
+    return sum(len(match.entry.targets) for match in row.matches)
+
+
+def _score(row: Row) -> Text:
+    """The score; a question mark where it is ambiguous."""
+    return Text(f"{row.score:.2f} ?", style="yellow") if row.is_ambiguous else Text(f"{row.score:.2f}  ")
+
+
+def _grow(tree: Tree, branches: Iterable[Branch]) -> None:
+    for branch in branches:
+        label = Text(branch.name, style="bold" if branch.children else "")
+        label.append(f"  {branch.layer}" if branch.layer else "", style="cyan")
+        label.append(f"  {branch.tensors}" if branch.tensors else "", style="dim")
+        _grow(tree.add(label), branch.children)
