@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback as UniversalCheckpointCallback
+    from lit_wsl.callbacks.weight_map_init import WeightMapInit as WeightMapInit
+    from lit_wsl.mapper.mapper import WeightMapper as WeightMapper
     from lit_wsl.merging import MergeReport as MergeReport
     from lit_wsl.merging import MergeSpec as MergeSpec
     from lit_wsl.merging import merge as merge
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from lit_wsl.models.universal.api import get_merged_state_dict as get_merged_state_dict
     from lit_wsl.models.universal.api import load_universal as load_universal
     from lit_wsl.state import open_state as open_state
+    from lit_wsl.state.remap import WeightMap as WeightMap
     from lit_wsl.training.universal import UniversalCheckpoint as UniversalCheckpoint
 
 __version__ = "0.1.0"
@@ -23,6 +26,9 @@ _HOME = {
     "MergeSpec": "lit_wsl.merging",
     "UniversalCheckpoint": "lit_wsl.training.universal",
     "UniversalCheckpointCallback": "lit_wsl.callbacks.universal_checkpoint",
+    "WeightMap": "lit_wsl.state.remap",
+    "WeightMapInit": "lit_wsl.callbacks.weight_map_init",
+    "WeightMapper": "lit_wsl.mapper.mapper",
     "export_checkpoint": "lit_wsl.models.export",
     "get_merged_state_dict": "lit_wsl.models.universal.api",
     "load_universal": "lit_wsl.models.universal.api",
@@ -36,6 +42,9 @@ __all__ = [
     "MergeSpec",
     "UniversalCheckpoint",
     "UniversalCheckpointCallback",
+    "WeightMap",
+    "WeightMapInit",
+    "WeightMapper",
     "export_checkpoint",
     "get_merged_state_dict",
     "load_universal",

@@ -1,0 +1,181 @@
+"""Fills the tensors of a module in place, under the names that they have without wrappers and adapters."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
+
+from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
+from lit_wsl.mapper.inventory import Inventory
+from lit_wsl.models.universal.api import find_layout
+from lit_wsl.models.universal.layout import Layout
+from lit_wsl.state.formats import strip_wrappers
+from lit_wsl.state.reader import StateReader
+from lit_wsl.state.remap import Entry, WeightMap
+
+EARLIER = "call `WeightMapInit(...).load(self)` where the layers are whole and on a device instead"
+_COPIED = "modules_to_save."
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the tensors of a module lie that its plain model has too."""
+
+    where: str
+    """The module, for messages."""
+    plain: dict[str, str]
+    """Name in the module to the plain name."""
+    tensors: dict[str, list[Tensor]]
+    """Plain name to the tensors that hold it: two where PEFT trains a copy beside the original."""
+
+    @classmethod
+    def of(cls, module: nn.Module, where: str) -> "Places":
+        """The places of a module.
+
+        Raises:
+            ConfigError: If it has no parameters yet, or they are not whole tensors with values.
+            CheckpointError: If its adapters depend on the weights beneath them.
+        """
+        named = {
+            **dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers(remove_duplicate=False)),
+        }
+        if not any(isinstance(tensor, nn.Parameter) for tensor in named.values()):
+            raise ConfigError(f"{where} has no parameters yet; build them in `__init__`, or {EARLIER}.")
+        for name, tensor in named.items():
+            if is_lazy(tensor) or tensor.is_meta or isinstance(tensor, DTensor):
+                what = "is sharded" if isinstance(tensor, DTensor) else "has no values yet"
+                raise ConfigError(f"{where}: {name!r} {what} and cannot be filled at setup; {EARLIER}.")
+        layout = find_layout(module)
+        _check_adapters(module, layout, {strip_wrappers(name): tensor for name, tensor in named.items()}, where)
+        plain: dict[str, str] = {}
+        tensors: dict[str, list[Tensor]] = {}
+        for name, tensor in named.items():
+            key = _plain(strip_wrappers(name), layout)
+            if key is not None:
+                plain[name] = key
+                tensors.setdefault(key, []).append(tensor)
+        return cls(where, plain, tensors)
+
+    def plain_inventory(self, inventory: Inventory) -> Inventory:
+        """An inventory of the module, under plain names and without what adapters add."""
+        kept = {self.plain[weight.name]: weight for weight in reversed(inventory.weights) if weight.name in self.plain}
+        weights = sorted(
+            (replace(weight, name=name, path=tuple(name.split("."))) for name, weight in kept.items()),
+            key=lambda weight: weight.order,
+        )
+        aliases = {
+            self.plain[name]: self.plain[first]
+            for name, first in inventory.aliases.items()
+            if name in self.plain and first in self.plain and self.plain[name] != self.plain[first]
+        }
+        return replace(inventory, weights=weights, aliases=aliases)
+
+    def check(self, recipes: WeightMap, reader: StateReader) -> None:
+        """Refuse recipes of which any would not fit, by headers alone where tensors are not tied.
+
+        Raises:
+            ConfigError: If the recipes make a tensor that the module lacks.
+            CheckpointError: If a source is missing, a shape or kind of number differs, or tied tensors would get
+                different values.
+        """
+        made_by = {name: entry for entry in recipes for name in entry.targets}
+        for name, made in recipes.apply(_Headers(reader)).items():
+            if name not in self.tensors:
+                raise ConfigError(
+                    f"The weight map makes {name!r}, which {self.where} lacks; its names must be those of the module "
+                    f"that `module` names. {did_you_mean(name, self.tensors)}"
+                )
+            _check_fits(name, made, self.tensors[name][0], f"{reader.where} ({', '.join(made_by[name].sources)})")
+        self._check_tied(made_by, reader)
+
+    def fill(self, recipes: WeightMap, reader: StateReader) -> None:
+        """Copy what the recipes make into the module, the tensors of one recipe at a time, in the module's dtypes."""
+        with torch.no_grad():
+            for entry in recipes:
+                for name, made in _made(entry, reader).items():
+                    for tensor in self.tensors[name]:
+                        tensor.copy_(made)
+
+    def _check_tied(self, made_by: Mapping[str, Entry], reader: StateReader) -> None:
+        """Two names of one tensor must be given the same values."""
+        first: dict[int, str] = {}
+        for name, entry in made_by.items():
+            known = first.setdefault(id(self.tensors[name][0]), name)
+            if known == name or _recipe(made_by[known], known) == _recipe(entry, name):
+                continue
+            if not torch.equal(_made(made_by[known], reader)[known], _made(entry, reader)[name]):
+                raise CheckpointError(
+                    f"{self.where}: {known!r} and {name!r} are one tied tensor, but {reader.where} has different "
+                    "values for them; untie them in the module first."
+                )
+
+
+class _Headers(Mapping[str, Tensor]):
+    """The tensors of a checkpoint without their values."""
+
+    def __init__(self, reader: StateReader) -> None:
+        self._reader = reader
+        self._names = dict.fromkeys(reader.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        info = self._reader.info(name)
+        return torch.empty(info.shape, dtype=info.dtype, device="meta")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _made(entry: Entry, reader: StateReader) -> dict[str, Tensor]:
+    return WeightMap((entry,)).apply({name: reader.read(name) for name in entry.sources})
+
+
+def _recipe(entry: Entry, target: str) -> tuple[object, ...]:
+    return entry.sources, entry.operations, entry.targets.index(target)
+
+
+def _plain(name: str, layout: Layout) -> str | None:
+    """Plain name of a tensor; that of the copy for the original that PEFT keeps beside it."""
+    layer = layout.owner(name)
+    if layer is not None and layer.base.startswith(_COPIED):
+        name = name.replace(f"{layer.name}.original_module.", f"{layer.name}.{layer.base}.", 1)
+    return layout.plain(name)
+
+
+def _check_adapters(module: nn.Module, layout: Layout, named: Mapping[str, Tensor], where: str) -> None:
+    """Refuse adapters that were made from, or trained on, the weights that are about to be replaced."""
+    merged = [name for name, inner in module.named_modules() if getattr(inner, "merged", False) is True]
+    adding = [
+        layer.name
+        for layer in layout
+        if layer.magnitude or any(named[part.A].any() and named[part.B].any() for part in layer.parts)
+    ]
+    for name in merged + adding:
+        raise CheckpointError(
+            f"{where}: the adapter at {name!r} belongs to the weights beneath it (it adds to them already, or holds "
+            "their lengths), so they cannot be replaced; load the weights first, with "
+            "`WeightMapInit(...).load(model)`, and put adapters in afterwards."
+        )
+
+
+def _check_fits(name: str, made: Tensor, place: Tensor, source: str) -> None:
+    if made.shape != place.shape:
+        raise CheckpointError(
+            f"{name!r} has shape {tuple(place.shape)}, but {source} gives {tuple(made.shape)}; map these two models "
+            "anew."
+        )
+    is_quantised = made.dtype.itemsize < 2 and made.is_floating_point()
+    same_kind = made.is_floating_point() == place.is_floating_point() and made.is_complex() == place.is_complex()
+    if made.dtype != place.dtype and (is_quantised or not same_kind):
+        raise CheckpointError(
+            f"{name!r} holds {place.dtype}, but {source} gives {made.dtype}; save the weights in 16 or 32 bit."
+        )

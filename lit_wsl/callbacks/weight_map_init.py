@@ -1,0 +1,204 @@
+"""Starts a training from the weights of another architecture's checkpoint."""
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from lit_wsl.callbacks.places import EARLIER, Places
+from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
+from lit_wsl.mapper.inventory import take_inventory
+from lit_wsl.mapper.mapper import WeightMapper
+from lit_wsl.mapper.result import SURE, MappingResult, Match
+from lit_wsl.mapper.units import ScoreBreakdown
+from lit_wsl.state.reader import open_state
+from lit_wsl.state.remap import WeightMap
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 3
+"""So many tensors an error names."""
+_GIVEN = ScoreBreakdown(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+"""Scores of a recipe that the user gave."""
+
+
+class WeightMapInit(Callback):
+    """Load a foreign checkpoint into a module at setup, through a map of weights that is found or given.
+
+    It happens once for a module, in the first stage that runs (``fit``, ``validate``, ``test`` or ``predict``), before
+    a strategy wraps or moves the module, on every process alike. A run that takes up a checkpoint (``ckpt_path``)
+    keeps the weights of that checkpoint, and the foreign one is not opened. Everything is checked before the first
+    tensor is changed, and memory holds the tensors of one recipe at a time. Put it before callbacks that copy the
+    weights at setup, such as averages of weights.
+
+    Args:
+        checkpoint: Any container: a safetensors or torch file, a sharded directory, an index.
+        module: Dotted path of the submodule to fill, such as ``model``; empty for the whole module.
+        weight_map: Map that ``lit-wsl map --save`` or ``MappingResult.save`` wrote; by default one is looked for.
+        buffer_matching_mode: ``lenient`` also loads running statistics, which belong to the weights wherever these
+            are used without training all of them; ``exclude`` leaves every buffer as it is; ``strict`` leaves out a
+            layer of which a buffer is missing or does not fit.
+        threshold: Confidence from which a match is relied on.
+        allow_ambiguous: Whether less certain matches are taken too, rather than refused.
+        min_coverage: Least share of the module's parameters, in [0, 1], that the checkpoint must make.
+        strict_missing: Whether a parameter or running statistic that the checkpoint does not make is an error.
+    """
+
+    report: MappingResult | None = None
+    """What was loaded, once it was."""
+
+    def __init__(
+        self,
+        *,
+        checkpoint: str | Path,
+        module: str = "",
+        weight_map: str | Path | None = None,
+        buffer_matching_mode: Literal["exclude", "lenient", "strict"] = "lenient",
+        threshold: float = SURE,
+        allow_ambiguous: bool = False,
+        min_coverage: float = 0.5,
+        strict_missing: bool = False,
+    ) -> None:
+        for name, share in (("threshold", threshold), ("min_coverage", min_coverage)):
+            if not 0.0 <= share <= 1.0:
+                raise ConfigError(f"`0 <= {name} <= 1` must hold, got {share}.")
+        self.checkpoint = Path(checkpoint)
+        self.module = module
+        self.weight_map = weight_map
+        self.buffer_matching_mode = buffer_matching_mode
+        self.threshold = threshold
+        self.allow_ambiguous = allow_ambiguous
+        self.min_coverage = min_coverage
+        self.strict_missing = strict_missing
+        self._done: LightningModule | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Fill the module, unless this was done or the run takes up a checkpoint.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be read or does not fit the module surely enough.
+            ConfigError: If there is no such submodule, or its tensors cannot be filled yet.
+        """
+        if self._done is pl_module:
+            return
+        resumed = _resumed_from(trainer)
+        if not resumed:
+            message = _summary(self.load(pl_module), self._where(pl_module), self.threshold)
+        else:
+            message = f"WeightMapInit: nothing is loaded, since the run takes up {resumed}."
+        if trainer.is_global_zero:
+            logger.info("%s", message)
+        self._done = pl_module
+
+    def load(self, module: nn.Module) -> MappingResult:
+        """Fill a module at once, without a trainer: before adapters are put in, or in ``configure_model``.
+
+        Args:
+            module: The module in which :attr:`module` names a part; changed in place.
+
+        Returns:
+            What was loaded; also kept as :attr:`report`.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be read or does not fit the module surely enough.
+            ConfigError: If there is no such submodule, or its tensors cannot be filled yet.
+        """
+        root = self._root(module)
+        places = Places.of(root, self._where(module))
+        reader = open_state(self.checkpoint)
+        result = self._find(root, places) if self.weight_map is None else self._given(root, places, self.weight_map)
+        self._check(result, places)
+        places.check(result.recipes, reader)
+        places.fill(result.recipes, reader)
+        self.report = result
+        return result
+
+    def _where(self, module: nn.Module) -> str:
+        return ".".join(part for part in (type(module).__name__, self.module) if part)
+
+    def _root(self, module: nn.Module) -> nn.Module:
+        modules = dict(module.named_modules(remove_duplicate=False))
+        if self.module not in modules:
+            raise ConfigError(
+                f"WeightMapInit: {type(module).__name__} has no submodule {self.module!r} at setup. "
+                f"{did_you_mean(self.module, [name for name in modules if name])} If it is built later, {EARLIER}."
+            )
+        return modules[self.module]
+
+    def _find(self, root: nn.Module, places: Places) -> MappingResult:
+        mapper = WeightMapper.from_checkpoint(self.checkpoint, root, buffer_matching_mode=self.buffer_matching_mode)
+        mapper.target = places.plain_inventory(mapper.target)
+        return mapper.suggest_mapping()
+
+    def _given(self, root: nn.Module, places: Places, path: str | Path) -> MappingResult:
+        """The result that a saved map is; every recipe in it is certain."""
+        recipes, source = WeightMap.load(path), take_inventory(self.checkpoint)
+        target = places.plain_inventory(take_inventory(root))
+        shapes = {weight.name: weight.shape for weight in target.weights}
+        matches = tuple(
+            Match(entry, tuple(shapes.get(name, ()) for name in entry.targets), _GIVEN) for entry in recipes
+        )
+        reasons = dict.fromkeys(source.names(), f"{path} does not use it")
+        return MappingResult(matches, source, target, 0.0, "weight_map", reasons, target_module=root)
+
+    def _check(self, result: MappingResult, places: Places) -> None:
+        """Refuse a mapping that makes too little of the module, or is not sure."""
+        made = set(result.recipes.targets())
+        parameters = {weight.name for weight in result.target.weights if weight.kind == "parameter"}
+        left = _left(result)
+        share = len(parameters & made) / len(parameters) if parameters else 0.0
+        if share < self.min_coverage:
+            raise CheckpointError(
+                f"{self.checkpoint} makes {len(parameters & made)} of the {len(parameters)} parameters of "
+                f"{places.where}, a share of {share:.2f} below `min_coverage` {self.min_coverage:g}; it lacks "
+                f"{_some(left)}. Check that both are one architecture, or name the part to fill by `module`."
+            )
+        if self.strict_missing and left:
+            raise CheckpointError(
+                f"{self.checkpoint} does not make {_some(left)} of {places.where}; give a checkpoint that does, or set "
+                "`strict_missing=False`."
+            )
+        unsure = [match for match in result.matches if match.score < self.threshold]
+        if unsure and not self.allow_ambiguous:
+            why = next((f" ({match.note})" for match in unsure if match.note), "")
+            raise CheckpointError(
+                f"{self.checkpoint} fits {places.where}, but it is not certain what makes "
+                f"{_some([name for match in unsure for name in match.entry.targets])}{why}. Save a map with `lit-wsl "
+                "map --save`, check it and pass it as `weight_map`, or set `allow_ambiguous=True`."
+            )
+
+
+def _resumed_from(trainer: Trainer) -> Any:
+    """The checkpoint that a run takes up, or None.
+
+    Lightning sets ``trainer.ckpt_path`` after ``setup`` only; until then the path is an argument of its running method.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is Trainer._run.__code__ and frame.f_locals["self"] is trainer:
+            return frame.f_locals["ckpt_path"]
+        frame = frame.f_back
+    return trainer.ckpt_path
+
+
+def _left(result: MappingResult) -> list[str]:
+    """Parameters and running statistics that stay as they are."""
+    made = set(result.recipes.targets())
+    return [weight.name for weight in result.target.weights if weight.kind != "buffer" and weight.name not in made]
+
+
+def _some(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(repr, names[:_NAMED])) + more
+
+
+def _summary(result: MappingResult, where: str, threshold: float) -> str:
+    unsure = sum(len(match.entry.targets) for match in result.matches if match.score < threshold)
+    return (
+        f"WeightMapInit: {len(result.recipes.targets())} tensors of {where} loaded from {result.source.where}, "
+        f"{len(_left(result))} left as initialised, {unsure} ambiguous."
+    )
