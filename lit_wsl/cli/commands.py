@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lit_wsl.cli.mapping import configure_map, run_map
 from lit_wsl.cli.parser import CommandParser
 from lit_wsl.cli.renaming import configure_rename, run_rename
 from lit_wsl.merging.spec import MergeSpec
@@ -171,6 +172,7 @@ COMMANDS: dict[str, Command] = {
         Command("merge", "merge LoRA adapters or full models on one base", _configure_merge, _run_merge),
         Command("export", "write a checkpoint for transformers, PEFT or safetensors", _configure_export, _run_export),
         Command("inspect checkpoint", "show what a checkpoint holds", _configure_inspect, _run_inspect),
+        Command("map", "find which weights of one model make those of another, and apply it", configure_map, run_map),
         Command("rename", "give the tensors of a checkpoint other names", configure_rename, run_rename),
         Command("data prepare", "fetch and prepare the built-in text tasks", _configure_prepare, _run_prepare),
         Command("completion", "print a completion script for bash or zsh", _configure_completion, _run_completion),

@@ -110,7 +110,8 @@ def _left(row: LeftOver) -> str:
 def _bar(share: float, text: str, *, is_low: bool = False) -> str:
     kind = "bar low" if is_low else "bar"
     width = 100 * min(max(share, 0.0), 1.0)
-    return f'<span class="{kind}"><span class=fill style="width:{width:.1f}%"></span><b>{escape(text)}</b></span>'
+    fill = f'<span class=fill style="width:{width:.1f}%"></span>'
+    return f'<span class="{kind}">{fill}<strong>{escape(text)}</strong></span>'
 
 
 def _lines(names: Iterable[str]) -> str:
