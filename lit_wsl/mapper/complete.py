@@ -23,13 +23,18 @@ NEAR = 2.5
 def complete(units: Sequence[Unit], mapper: "WeightMapper", strategy: str) -> MappingResult:
     """The result of a match, before any threshold."""
     source, target = mapper.source, mapper.target
-    matches = matches_of(units)
-    matches += _tied(matches, source, target)
-    place = {weight.name: weight.order for weight in target.weights}
-    matches.sort(key=lambda match: place[match.entry.targets[0]])
+    matches = assemble(units, source, target)
     reasons = _reasons(matches, source, target, mapper.shape_tolerance)
     modules = mapper.source_module, mapper.target_module
     return MappingResult(tuple(matches), source, target, 0.0, strategy, reasons, *modules)
+
+
+def assemble(units: Sequence[Unit], source: Inventory, target: Inventory) -> list[Match]:
+    """All matches in order of the target, with those of tied tensors."""
+    matches = matches_of(units)
+    matches += _tied(matches, source, target)
+    place = {weight.name: weight.order for weight in target.weights}
+    return sorted(matches, key=lambda match: place[match.entry.targets[0]])
 
 
 def matches_of(units: Sequence[Unit]) -> list[Match]:

@@ -1,6 +1,6 @@
 """Run a model once and see in which order its modules work; the model is left as it was."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -53,11 +53,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             child.training = training
 
 
-def call(module: nn.Module, dummy_input: Any, side: str) -> Any:
+def call(run: Callable[..., Any], dummy_input: Any, side: str) -> Any:
     """What a model returns for a tensor, a tuple of arguments, or a mapping of keywords.
 
     Args:
-        module: The model.
+        run: The model, or a function that runs it.
         dummy_input: The input; a mapping with the keys ``source`` and ``target`` alone holds one for either model.
         side: Which of both this is.
 
@@ -67,9 +67,9 @@ def call(module: nn.Module, dummy_input: Any, side: str) -> Any:
     own = input_of(dummy_input, side)
     try:
         if isinstance(own, Mapping):
-            return module(**own)
-        return module(*own) if isinstance(own, (tuple, list)) else module(own)
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
+            return run(**own)
+        return run(*own) if isinstance(own, (tuple, list)) else run(own)
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError) as error:
         reason = (str(error).splitlines() or [repr(error)])[0]
         raise ConfigError(
             f"The {side} model does not run on the dummy input ({reason}); pass one that it takes."

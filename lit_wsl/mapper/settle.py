@@ -132,7 +132,7 @@ def _regroup(unit: Unit, heads: int | None, kv_heads: int | None, source: Invent
     if len(left) > 1 or len(right) > 1:
         _each(unit, lambda form: replace(form, groups=kv_heads))
     else:
-        _each(unit, lambda form: replace(form, before=_regrouping(unit, heads, kv_heads, to_groups=any(right))))
+        _each(unit, lambda form: replace(form, after=_regrouping(unit, heads, kv_heads, to_groups=any(right))))
     if not (_is_surely_interleaved(source) or _is_surely_interleaved(target)):
         _doubt(unit, "rows of the fused projection may be grouped by head or not")
 

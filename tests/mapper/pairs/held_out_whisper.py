@@ -1,5 +1,7 @@
 """Whisper: transformers to the layout of the authors' code."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,6 +11,13 @@ from lit_wsl.state.remap import WeightMap
 from tests.mapper.pairs.held_out_entries import renamed
 from tests.mapper.pairs.held_out_layers import attend, causal
 from tests.mapper.pairs.pair import Pair, Shapes
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Sines, then cosines, of places at wavelengths from 2 pi to 20000 pi; both libraries start from them."""
+    rates = torch.exp(-torch.arange(width // 2) * math.log(10000) / (width // 2 - 1))
+    angles = torch.arange(length)[:, None] * rates[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class Attention(nn.Module):
@@ -47,7 +56,7 @@ class AudioEncoder(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(mels, width, 3, padding=1)
         self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
-        self.register_buffer("positional_embedding", torch.zeros(length, width))
+        self.register_buffer("positional_embedding", sinusoids(length, width))
         self.blocks = nn.ModuleList(Block(width, heads, cross=False) for _ in range(layers))
         self.ln_post = nn.LayerNorm(width)
 
