@@ -1,6 +1,6 @@
 """From matched units to a result: recipes in order of the target, tied tensors, and why the rest is left over."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,12 +19,18 @@ MANY = 3
 NEAR = 2.5
 """Evidence (log odds) up to which a rival is listed."""
 
+DOUBT = 0.1
+"""Share of the confidence that a match loses whose modules agree in no statistic."""
+MISSING, MISFIT = 0.9, 0.2
+"""What a statistic that one side lacks, or that has another shape, counts where an equal one counts 1."""
+
 
 def complete(units: Sequence[Unit], mapper: "WeightMapper", strategy: str) -> MappingResult:
     """The result of a match, before any threshold."""
     source, target = mapper.source, mapper.target
     matches = assemble(units, source, target)
     reasons = _reasons(matches, source, target, mapper.shape_tolerance)
+    reasons.update((name, why) for name, why in _misfits(units) if name in reasons)
     modules = mapper.source_module, mapper.target_module
     return MappingResult(tuple(matches), source, target, 0.0, strategy, reasons, *modules)
 
@@ -49,6 +55,29 @@ def matches_of(units: Sequence[Unit]) -> list[Match]:
             shapes = tuple(weight.shape for weight in targets)
             found.append(Match(entry, shapes, scores, others, unit.note or _note(others), unit))
     return found
+
+
+def _agreement(unit: Unit) -> float:
+    """How well the statistics of matched modules agree; 1 where there are none."""
+    if len(unit.sources) != 1 or len(unit.targets) != 1 or "weight" not in unit.forms:
+        return 1.0
+    left, right = unit.sources[0].leaves, unit.targets[0].leaves
+    found = [leaf for leaf, template in {**left, **right}.items() if template.first.kind == "statistic"]
+    values = [1.0 if leaf in unit.forms else MISFIT if leaf in left and leaf in right else MISSING for leaf in found]
+    return sum(values) / len(values) if values else 1.0
+
+
+def _misfits(units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
+    """Source buffers whose module is matched to one that has them in another shape, with the reason."""
+    for unit in units:
+        if len(unit.sources) != 1 or len(unit.targets) != 1:
+            continue
+        left, right = unit.sources[0].leaves, unit.targets[0].leaves
+        for leaf in left.keys() & right.keys() - unit.forms.keys():
+            for one, two in zip(left[leaf].weights, right[leaf].weights, strict=True):
+                if one is not None and two is not None and one.kind != "parameter":
+                    why = f"its shape {one.shape} does not fit {two.shape} of {two.name!r} (shape score {MISFIT})"
+                    yield one.name, why
 
 
 def _position(unit: Unit, weight: Weight) -> int:

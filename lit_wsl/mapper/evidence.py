@@ -33,6 +33,10 @@ class Weights:
     hierarchy: float = 0.25
     order: float = 0.15
 
+    def total(self, shape: float, name: float, hierarchy: float, order: float) -> float:
+        """The parts, weighted."""
+        return self.shape * shape + self.name * name + self.hierarchy * hierarchy + self.order * order
+
 
 def possible(source: Module, target: Module, mode: str, *, is_partial: bool = False) -> Forms | None:
     """How each tensor of one module may become that of the other; None where the pair is out of the question.

@@ -100,7 +100,8 @@ class WeightMapper:
             validate_outputs: Run both modules on ``dummy_input`` with the same random weights, and settle ambiguous
                 matches by the outputs.
             strategy: ``optimal`` (or ``best_match``) takes the assignment with the best total; ``greedy`` the best
-                pair first; ``conservative`` keeps matches from 0.75 only; ``shape_only`` looks at no names.
+                pair first; ``conservative`` keeps matches from 0.75 only; ``shape_only`` counts no
+                likeness of names (parts of a join are still told apart by theirs).
 
         Raises:
             ConfigError: If an option is unknown or out of range, or outputs cannot be validated.

@@ -94,9 +94,12 @@ class Matcher:
         return units + [unit for unit in rest if unit.name >= PARTIAL]
 
     def _permitted(self, units: list[Unit]) -> list[Unit]:
-        """Units without a pair that the user ruled out."""
-        forbid = self.rules.forbid
-        return [u for u in units if not any(forbid(s, t) for s in u.sources for t in u.targets)]
+        """Joins without a pair that the user ruled out, with their totals."""
+        forbid, total = self.rules.forbid, self.rules.weights.total
+        kept = [u for u in units if not any(forbid(s, t) for s in u.sources for t in u.targets)]
+        for unit in kept:
+            unit.total = total(unit.shape, unit.name, unit.hierarchy, unit.order)
+        return kept
 
 
 def _rest(

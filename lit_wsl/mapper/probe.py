@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from math import inf, prod
 from typing import Any
 
@@ -51,24 +52,31 @@ class Probe:
     """Two models, one input, one set of random weights: runs the target with them as a map lays them.
 
     Args:
-        source: Source module with values.
-        target: Target module with values.
+        modules: Source and target, with values.
         names: Source tensors that are mapped; they get random values, all others keep their own.
         dummy_input: Input of both, or a mapping with ``source`` and ``target``.
         tolerance: Relative error up to which outputs agree.
+        output: What to compare of what a model returns; all floating-point tensors when None.
 
     Raises:
         ConfigError: If a model has no values, or does not run on the input.
     """
 
     def __init__(
-        self, source: nn.Module, target: nn.Module, names: Iterable[str], dummy_input: Any, tolerance: float
+        self,
+        modules: tuple[nn.Module, nn.Module],
+        names: Iterable[str],
+        dummy_input: Any,
+        tolerance: float,
+        output: Callable[[Any], Any] | None = None,
     ) -> None:
+        source, target = modules
         for side, module in (("source", source), ("target", target)):
             if any(tensor.is_meta for _, tensor in _named(module)):
                 raise ConfigError(f"The {side} model is on the meta device and cannot run; build it with values.")
         self._source, self._target = source, target
         self._input, self._tolerance = dummy_input, tolerance
+        self._part = output or (lambda returned: returned)
         self._random = random_state(source, frozenset(names))
         self._own = dict(_named(target))
         self._recorded: Recorded = {}
@@ -99,7 +107,8 @@ class Probe:
 
     def _run(self, module: nn.Module, state: Mapping[str, Tensor], side: str) -> Any:
         with torch.no_grad():
-            return call(lambda *args, **options: functional_call(module, dict(state), args, options), self._input, side)
+            run = partial(_functional, module, dict(state))
+            return self._part(call(run, self._input, side))
 
     def _record(self, name: str, _: Any, output: Tensor) -> None:
         self._recorded.setdefault(name, []).append(output)
@@ -118,6 +127,10 @@ class Probe:
             old, name = f"{owner}.{statistic}", f"{new}.{statistic}"
             if old in self._random and name in self._own and self._random[old].shape == self._own[name].shape:
                 yield name, self._random[old]
+
+
+def _functional(module: nn.Module, state: dict[str, Tensor], *args: Any, **options: Any) -> Any:
+    return functional_call(module, state, args, options)
 
 
 class _Watch:

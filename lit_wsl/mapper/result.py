@@ -1,6 +1,6 @@
 """What a mapping says: recipes with their confidence, what is left over and why."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,7 +152,9 @@ class MappingResult:
         reasons = {**self.reasons, **dropped}
         return replace(self, matches=kept, reasons=reasons, threshold=max(self.threshold, min_score))
 
-    def verify(self, dummy_input: Any) -> "Verification":
+    def verify(
+        self, dummy_input: Any, tolerance: float = 1e-4, output: Callable[[Any], Any] | None = None
+    ) -> "Verification":
         """Run both models with random weights and compare what they return; see :func:`~lit_wsl.mapper.verify.verify`.
 
         Raises:
@@ -160,7 +162,7 @@ class MappingResult:
         """
         from lit_wsl.mapper.verify import verify
 
-        return verify(self, dummy_input)
+        return verify(self, dummy_input, tolerance, output)
 
     def apply(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The target's tensors from a source state dict; copies share memory.

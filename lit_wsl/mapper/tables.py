@@ -16,6 +16,8 @@ from lit_wsl.mapper.rows import LeftOver, Row, left_over_sources, left_over_targ
 
 _PLAIN_WIDTH = 1000
 """Columns where there is no terminal to ask: no name in a file is broken."""
+_TWO_NAMES = 130
+"""Columns from which two names stand side by side."""
 _PROSE_WIDTH = 70
 """Columns of a sentence, which may be broken."""
 
@@ -37,12 +39,16 @@ def print_analysis(result: MappingResult) -> None:
 
 def print_mapping(result: MappingResult) -> None:
     """Print a table of the recipes, those of repeated blocks in one row."""
-    table = _table("source", "target", "operation", "shape", title=f"{result.source.where} → {result.target.where}")
+    console = _console()
+    is_narrow = console.width < _TWO_NAMES
+    names = ("source, target",) if is_narrow else ("source", "target")
+    table = _table(*names, "operation", "shape", title=f"{result.source.where} → {result.target.where}")
     table.add_column("tensors", justify="right")
     table.add_column("score", justify="right", no_wrap=True)
     for row in rows_of(result):
-        table.add_row(row.sources, row.targets, row.operation, row.shape, str(_made(row)), _score(row))
-    _console().print(table)
+        sides = (f"{row.sources}\n→ {row.targets}",) if is_narrow else (row.sources, row.targets)
+        table.add_row(*sides, row.operation, row.shape, str(_made(row)), _score(row))
+    console.print(table)
 
 
 def print_hierarchies(source: Inventory, target: Inventory) -> None:

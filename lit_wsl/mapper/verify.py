@@ -1,6 +1,6 @@
 """Prove a mapping: run both models with the same random weights, and settle by the outputs what is ambiguous."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,12 @@ class Verification:
     """Readings that were run."""
 
 
-def verify(result: "MappingResult", dummy_input: Any, tolerance: float = TOLERANCE) -> Verification:
+def verify(
+    result: "MappingResult",
+    dummy_input: Any,
+    tolerance: float = TOLERANCE,
+    output: Callable[[Any], Any] | None = None,
+) -> Verification:
     """Run both modules with the same random parameters and statistics, and search the readings of what diverges.
 
     Neither module is changed. Where the output differs, readings of the matches in the first module that diverges are
@@ -49,6 +54,7 @@ def verify(result: "MappingResult", dummy_input: Any, tolerance: float = TOLERAN
         dummy_input: A tensor, a tuple of arguments or a mapping of keywords that both models take, or a mapping with
             the keys ``source`` and ``target``.
         tolerance: Relative error up to which outputs agree.
+        output: What to compare of what either model returns; all floating-point tensors when None.
 
     Raises:
         ConfigError: If the mapping was made without modules, or a model does not run.
@@ -56,7 +62,7 @@ def verify(result: "MappingResult", dummy_input: Any, tolerance: float = TOLERAN
     if result.source_module is None or result.target_module is None:
         raise ConfigError("To verify a mapping both models must run; give `source_module` and `target_module`.")
     sources = result.recipes.sources()
-    probe = Probe(result.source_module, result.target_module, sources, dummy_input, tolerance)
+    probe = Probe((result.source_module, result.target_module), sources, dummy_input, tolerance, output)
     search = _Search(result, probe, tolerance)
     run = search.settle()
     is_proven = run.is_complete and run.error <= tolerance
