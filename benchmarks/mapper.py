@@ -50,7 +50,8 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     results["pairs"] = {group: _measured(pairs, options.runs) for group, pairs in chosen.items()}
     results["summary"] = {group: _summary(rows) for group, rows in results["pairs"].items() if rows}
     results["calibration"] = _calibration([row for rows in results["pairs"].values() for row in rows])
-    results |= {"scaling": scaling(options.runs), "buffer_modes": buffer_modes(options.runs)}
+    more = 3 * options.runs  # ratios need more than times
+    results |= {"scaling": scaling(more), "buffer_modes": buffer_modes(more)}
     if not options.skip_files:
         options.work.mkdir(parents=True, exist_ok=True)
         results["opening"] = header_opening(options.work, options.megabytes, options.runs)
@@ -90,6 +91,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         "pairs_exact": sum(one["right"] == one["wanted"] == one["made"] for one in naive),
         "right": sum(one["right"] for one in naive) / sum(one["wanted"] for one in naive),
         "median": statistics.median(times),
+        "least": statistics.median(times),
         "slowest": max(times),
     }
     return parts
@@ -102,6 +104,7 @@ def _of_mapper(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "pairs_exact": sum(row["exact"] == row["wanted"] and not row["spurious"] for row in rows),
         "right": sum(row["exact"] for row in rows) / sum(row["wanted"] for row in rows),
         "median": statistics.median(row["median"] for row in rows),
+        "least": statistics.median(row["least"] for row in rows),
         "slowest": max(row["median"] for row in rows),
         **totals,
     }

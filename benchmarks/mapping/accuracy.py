@@ -7,7 +7,7 @@ import statistics
 import string
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -58,11 +58,16 @@ def measure_pair(loaded: Loaded, runs: int) -> dict[str, Any]:
     }.items():
         gc.collect()
         result, first, times = timed(lambda make=make: make().suggest_mapping(), runs)
-        row[given] = judged(result, truth, aliases) | {"first": first, "median": statistics.median(times)}
+        row[given] = judged(result, truth, aliases) | {
+            "first": first,
+            "median": statistics.median(times),
+            "least": min(times),
+        }
+    source, target = _trainable(loaded.source), _trainable(loaded.target)
     row["renamed"] = [sure for seed in SEEDS for sure in _renamed(source, target, truth, aliases, seed)]
     began = time.perf_counter()
-    pairs = naive(_trainable(loaded.source), _trainable(loaded.target))
-    row["naive"] = {"seconds": time.perf_counter() - began} | _judged_naive(pairs, truth, aliases, loaded.target)
+    pairs = naive(source, target)
+    row["naive"] = {"seconds": time.perf_counter() - began} | _judged_naive(pairs, truth, aliases, target)
     return row
 
 
@@ -110,7 +115,8 @@ def _renamed(
     """Confidence and truth of every target that is made when the target's names say nothing."""
     rename = random_words(target, seed)
     mapper = WeightMapper(source_params=source, target_params={rename[name]: shape for name, shape in target.items()})
-    expected = WeightMap(tuple(type(e)(e.sources, tuple(map(rename.get, e.targets)), e.operations) for e in truth))
+    made = [entry for entry in truth if rename.keys() >= set(entry.targets)]
+    expected = WeightMap(tuple(replace(e, targets=tuple(rename[name] for name in e.targets)) for e in made))
     scores: list[tuple[float, bool]] = judged(mapper.suggest_mapping(), expected, aliases)["scores"]
     return scores
 
@@ -139,13 +145,12 @@ def _trainable(module: nn.Module) -> Shapes:
 
 
 def _judged_naive(
-    pairs: Mapping[str, str], truth: WeightMap, aliases: Mapping[str, str], target: nn.Module
+    pairs: Mapping[str, str], truth: WeightMap, aliases: Mapping[str, str], target: Shapes
 ) -> dict[str, int]:
     """Targets of the naive map that are copies of the right tensor, of all that the truth makes."""
-    names = set(_trainable(target))
     right, wanted = 0, 0
     for entry in truth:
-        for name in names.intersection(entry.targets):
+        for name in target.keys() & set(entry.targets):
             wanted += 1
             known = pairs.get(name)
             is_copy = not entry.operations and known is not None

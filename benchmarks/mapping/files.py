@@ -80,10 +80,11 @@ def _there_and_back(
         path.unlink()
     rows = []
     for way, figures in taken.items():
-        copy, seconds = (statistics.median(one[k] for one in figures) for k in (0, 1))
-        peak = max(one[2] for one in figures)
-        row = {"pair": name, "way": way, "bytes": size, "mapped": share, "copy": copy, "seconds": seconds}
-        rows.append(row | {"peak_anonymous": peak, "beyond_imports": peak - imports, "is_exact": is_exact})
+        copies, applied, peaks = zip(*figures, strict=True)
+        row = {"pair": name, "way": way, "bytes": size, "mapped": share, "is_exact": is_exact}
+        row |= {"copy": statistics.median(copies), "seconds": statistics.median(applied)}
+        row |= {"least_copy": min(copies), "least_seconds": min(applied)}
+        rows.append(row | {"peak_anonymous": max(peaks), "beyond_imports": max(peaks) - imports})
     return rows
 
 

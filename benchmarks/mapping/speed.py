@@ -35,12 +35,12 @@ def llama_pair(vocabulary: int, width: int, depth: int, hidden: int, head: int =
 
 
 def scaling(runs: int) -> dict[str, dict[str, float]]:
-    """Tensors and median milliseconds for Llamas of growing depth, measured in turn."""
+    """Tensors and milliseconds for Llamas of growing depth, measured in turn."""
     pairs = {str(depth): llama_pair(32000, 1024, depth, 2816) for depth in DEPTHS}
     times = _in_turn(
         {depth: lambda pair=pair: WeightMapper(*pair).suggest_mapping() for depth, pair in pairs.items()}, runs
     )
-    return {depth: {"tensors": len(pair[0].state_dict()), "median": times[depth]} for depth, pair in pairs.items()}
+    return {depth: {"tensors": len(pair[0].state_dict()), **times[depth]} for depth, pair in pairs.items()}
 
 
 def buffer_modes(runs: int) -> dict[str, dict[str, Any]]:
@@ -58,16 +58,16 @@ def buffer_modes(runs: int) -> dict[str, dict[str, Any]]:
             result = program()
         left, right = len(result.source.weights), len(result.target.weights)
         rows[mode] = {"source": left, "target": right, "pairs": left * right, "module_pairs": scored.call_count}
-        rows[mode] |= {"made": len(result.recipes.targets()), "median": times[mode]}
+        rows[mode] |= {"made": len(result.recipes.targets()), **times[mode]}
     return rows
 
 
-def _in_turn(programs: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, float]:
-    """Median milliseconds of programs that run A B A B …, after one run of each that does not count."""
+def _in_turn(programs: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, dict[str, float]]:
+    """Median and least milliseconds of programs that run A B A B …, after one run of each that does not count."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(1 + runs):
         for name, program in programs.items():
             began = time.perf_counter()
             program()
             times[name].append((time.perf_counter() - began) * 1e3)
-    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
+    return {name: {"median": statistics.median(taken[1:]), "least": min(taken[1:])} for name, taken in times.items()}

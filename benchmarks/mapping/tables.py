@@ -32,7 +32,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 
 def _print_pairs(group: str, rows: Sequence[dict[str, Any]]) -> None:
-    columns = "pair, tensors, given, exact, wrong, missing, spurious, sure and wrong, ambiguous, first ms, ms"
+    columns = "pair, tensors, given, exact, wrong, missing, spurious, sure and wrong, ambiguous, first ms, ms, least ms"
     columns += ", naive right, naive s"
     lines = [_pair_line(row, given) for row in rows for given in GIVEN]
     if lines:
@@ -48,14 +48,14 @@ def _pair_line(row: dict[str, Any], given: str) -> list[str]:
         GIVEN[given],
         f"{one['exact']} of {one['wanted']}",
         *(str(one[key]) for key in keys),
-        *(f"{one[key]:.1f}" for key in ("first", "median")),
+        *(f"{one[key]:.1f}" for key in ("first", "median", "least")),
         f"{naive['right'] / naive['wanted']:.0%}" if is_first else "",
         f"{naive['seconds']:.2f}" if is_first else "",
     ]
 
 
 def _print_summary(results: dict[str, Any]) -> None:
-    columns = "pairs, given, pairs exact, targets right, sure and wrong, spurious, misshapen, median ms, slowest ms"
+    columns = "pairs, given, pairs exact, targets right, sure and wrong, spurious, misshapen, ms, least ms, slowest ms"
     lines = [_summary(group, one) for group in results["summary"] for one in results["summary"][group].items()]
     _table("Summary", columns.split(", "), lines)
     first = results["first_call"]
@@ -64,9 +64,9 @@ def _print_summary(results: dict[str, Any]) -> None:
 
 def _summary(group: str, item: tuple[str, dict[str, Any]]) -> list[str]:
     given, one = item
-    median, slowest = (f"{one[key]:.1f}" if one[key] < 100 else f"{one[key]:.0f}" for key in ("median", "slowest"))
+    times = [f"{one[key]:.1f}" if one[key] < 100 else f"{one[key]:.0f}" for key in ("median", "least", "slowest")]
     line = [group, GIVEN.get(given, given), f"{one['pairs_exact']} of {one['pairs']}", f"{one['right']:.1%}"]
-    return [*line, *(str(one.get(key, "–")) for key in ("confidently_wrong", "spurious", "misshapen")), median, slowest]
+    return [*line, *(str(one.get(key, "–")) for key in ("confidently_wrong", "spurious", "misshapen")), *times]
 
 
 def _print_calibration(parts: dict[str, list[dict[str, float]]]) -> None:
@@ -87,13 +87,13 @@ def _bin(count: float, right: float) -> str:
 
 def _print_speed(results: dict[str, Any]) -> None:
     rows = results["scaling"]
-    before: float | None = None
-    lines = []
+    lines, before = [], None
     for depth, one in rows.items():
-        ratio = f"{one['median'] / before:.2f}" if before else "–"
-        lines.append([depth, str(one["tensors"]), f"{one['median']:.1f}", ratio])
-        before = one["median"]
-    _table("Llama, transformers → litgpt, by depth", ("layers", "tensors", "ms", "× half the layers"), lines)
+        ratios = [f"{one[key] / before[key]:.2f}" if before else "–" for key in ("median", "least")]
+        lines.append([depth, str(one["tensors"]), *(f"{one[key]:.1f}" for key in ("median", "least")), *ratios])
+        before = one
+    columns = ("layers", "tensors", "ms", "least ms", "× half the layers", "of the least")
+    _table("Llama, transformers → litgpt, by depth", columns, lines)
     modes = results["buffer_modes"]
     full = modes["strict"]
     lines = [
@@ -103,12 +103,12 @@ def _print_speed(results: dict[str, Any]) -> None:
             f"{one['pairs']} ({one['pairs'] / full['pairs'] - 1:+.0%})",
             str(one["module_pairs"]),
             str(one["made"]),
-            f"{one['median']:.1f} ({one['median'] / full['median'] - 1:+.0%})",
+            *(f"{one[key]:.1f} ({one[key] / full[key] - 1:+.0%})" for key in ("median", "least")),
         ]
         for mode, one in modes.items()
     ]
-    columns = ("mode", "tensors", "pairs of tensors", "pairs of modules scored", "targets made", "ms")
-    _table("ResNet-50, timm → transformers, by buffer mode (less than strict)", columns, lines)
+    columns = ("mode", "tensors", "pairs of tensors", "pairs of modules scored", "targets made", "ms", "least ms")
+    _table("ResNet-50, timm → transformers, by buffer mode (beside strict)", columns, lines)
 
 
 def _print_opening(rows: dict[str, dict[str, float]]) -> None:
@@ -122,7 +122,10 @@ def _print_opening(rows: dict[str, dict[str, float]]) -> None:
 
 
 def _print_applying(rows: Sequence[dict[str, Any]]) -> None:
-    columns = "map, way, GB, of the source, MB/s, copy MB/s, × copy, peak anonymous MB, beyond imports MB, bit-exact"
+    columns = (
+        "map, way, GB, of the source, MB/s, copy MB/s, × copy, of the least, "
+        "peak anonymous MB, beyond imports MB, bit-exact"
+    )
     lines = [
         [
             row["pair"],
@@ -131,6 +134,7 @@ def _print_applying(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['mapped']:.0%}",
             *(f"{row['bytes'] / 1e6 / row[key]:.0f}" for key in ("seconds", "copy")),
             f"{row['seconds'] / row['copy']:.2f}",
+            f"{row['least_seconds'] / row['least_copy']:.2f}",
             *(f"{row[key] / 1e6:.0f}" for key in ("peak_anonymous", "beyond_imports")),
             "yes" if row["is_exact"] else "**no**",
         ]

@@ -9,7 +9,7 @@ from jsonargparse import Namespace
 from lit_wsl.cli.named_model import NamedModel
 from lit_wsl.cli.progress import progress_bar
 from lit_wsl.errors import CheckpointError
-from lit_wsl.mapper.inventory import Inventory, take_inventory
+from lit_wsl.mapper.inventory import Inventory, Weight, take_inventory
 from lit_wsl.state.publish import check_writable
 from lit_wsl.state.reader import StateReader, open_state
 from lit_wsl.state.remap import WeightMap
@@ -84,27 +84,31 @@ def _counted(progress: Callable[[int, int, str], None], total: int) -> Callable[
     return tell
 
 
-def tell_lacking(recipes: WeightMap, target: Inventory) -> None:
-    """Print which tensors of the target the map does not make."""
+def lacking(recipes: WeightMap, target: Inventory) -> list[Weight]:
+    """Tensors of the target that the map does not make, parameters first."""
     made = set(recipes.targets())
     left = [weight for weight in target.weights if weight.name not in made]
-    buffers = sum(weight.kind != "parameter" for weight in left)
+    return sorted(left, key=lambda weight: weight.kind != "parameter")
+
+
+def tell_lacking(left: Sequence[Weight], target: Inventory) -> None:
+    """Print which tensors of the target are not made."""
     if not left:
         sys.stdout.write(f"{target.where}: all {len(target.weights)} tensors are made.\n")
         return
-    names = [weight.name for weight in sorted(left, key=lambda weight: weight.kind != "parameter")]
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    buffers = sum(weight.kind != "parameter" for weight in left)
+    more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
     of_these = f", {buffers} of them buffers" if buffers else ""
     sys.stdout.write(
         f"{target.where} still lacks {len(left)} of its {len(target.weights)} tensors{of_these}: "
-        f"{', '.join(names[:_NAMED])}{more}.\n"
+        f"{', '.join(weight.name for weight in left[:_NAMED])}{more}.\n"
     )
 
 
-def warn_of_buffers(source: NamedModel) -> None:
-    """Warn of buffers of the source that were not mapped because all are left out."""
+def warn_of_buffers(source: NamedModel, left: Sequence[Weight]) -> None:
+    """Warn of buffers of the source that were left out where the target lacks buffers."""
     weights = take_inventory(source.weights or "").weights
-    if count := sum(weight.kind != "parameter" for weight in weights):
-        sys.stderr.write(
-            f"Warning: {count} buffers of the source were left out; `--buffer_matching_mode lenient` maps them.\n"
-        )
+    count = sum(weight.kind != "parameter" for weight in weights)
+    if count and any(weight.kind != "parameter" for weight in left):
+        what = "1 buffer of the source was" if count == 1 else f"{count} buffers of the source were"
+        sys.stderr.write(f"Warning: {what} left out; `--buffer_matching_mode lenient` maps what fits.\n")

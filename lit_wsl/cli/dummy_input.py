@@ -67,9 +67,10 @@ def _random(dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
 
 
 def _first_layer(model: nn.Module) -> nn.Module | None:
-    """The first layer that says what a model takes."""
-    known = (nn.Embedding, nn.Conv2d, nn.Linear)
-    return next((layer for layer in model.modules() if isinstance(layer, known)), None)
+    """The first layer that says what a model takes; an output layer may be registered before the embedding."""
+    layers = list(model.modules())
+    special = (layer for layer in layers if isinstance(layer, (nn.Embedding, nn.Conv2d)))
+    return next(special, None) or next((layer for layer in layers if isinstance(layer, nn.Linear)), None)
 
 
 def _kind(layer: nn.Module) -> tuple[torch.dtype, tuple[int, ...]]:

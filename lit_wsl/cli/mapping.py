@@ -78,9 +78,9 @@ def run_map(options: Namespace) -> int:
 
 def _check_usage(options: Namespace) -> None:
     """Refuse options that do not go together, before anything is opened."""
-    if options.source is None:
+    if not options.source:
         raise WrongUsage("Name a SOURCE and a TARGET, or a model with `--tree`.")
-    if options.target is None and not options.tree and options.map is None:
+    if not options.target and not options.tree and options.map is None:
         raise WrongUsage("TARGET is missing; name the model that shall have the weights, or a saved `--map`.")
     if options.map is None and options.inverse:
         raise WrongUsage("--inverse needs a saved `--map`.")
@@ -103,7 +103,7 @@ def _show_trees(options: Namespace) -> int:
     from lit_wsl.mapper.inventory import take_inventory
     from lit_wsl.mapper.tables import print_hierarchy
 
-    models = [find_model(text) for text in (options.source, options.target) if text is not None]
+    models = [find_model(text) for text in (options.source, options.target) if text]
     for model in models:
         print_hierarchy(take_inventory(model.weights or model.on_meta(), model.text))
     return 0
@@ -111,13 +111,13 @@ def _show_trees(options: Namespace) -> int:
 
 def _use_map(options: Namespace) -> int:
     """Apply or turn a saved map."""
-    from lit_wsl.cli.applying import check_outputs, tell_lacking, write_weights
+    from lit_wsl.cli.applying import check_outputs, lacking, tell_lacking, write_weights
     from lit_wsl.cli.named_model import find_model
     from lit_wsl.mapper.inventory import take_inventory
     from lit_wsl.state.remap import WeightMap
 
     source = find_model(options.source)
-    target = find_model(options.target) if options.target is not None else None
+    target = find_model(options.target) if options.target else None
     _check_has_weights(source, options)
     check_outputs(options, [model for model in (source, target) if model is not None])
     recipes = WeightMap.load(options.map)
@@ -127,7 +127,8 @@ def _use_map(options: Namespace) -> int:
     if options.apply:
         write_weights(recipes, source, Path(options.apply), f"the map {options.map}", is_dry=options.dry_run)
         if target is not None:
-            tell_lacking(recipes, take_inventory(target.weights or target.on_meta(), target.text))
+            wanted = take_inventory(target.weights or target.on_meta(), target.text)
+            tell_lacking(lacking(recipes, wanted), wanted)
     return 0
 
 
@@ -155,16 +156,18 @@ def _find_map(options: Namespace) -> int:
 
 def _use_result(result: "MappingResult", source: "NamedModel", target: "NamedModel", options: Namespace) -> int:
     """Save the map and apply it."""
-    from lit_wsl.cli.applying import tell_lacking, warn_of_buffers, write_weights
+    from lit_wsl.cli.applying import lacking, tell_lacking, warn_of_buffers, write_weights
     from lit_wsl.mapper.inventory import take_inventory
 
     if options.save and not options.dry_run:
         result.save(options.save)
     if options.apply:
         write_weights(result.recipes, source, Path(options.apply), "the map", is_dry=options.dry_run)
-        tell_lacking(result.recipes, take_inventory(result.target_module or target.weights or "", target.text))
+        wanted = take_inventory(result.target_module or target.weights or "", target.text)
+        left = lacking(result.recipes, wanted)
+        tell_lacking(left, wanted)
         if options.buffer_matching_mode == "exclude":
-            warn_of_buffers(source)
+            warn_of_buffers(source, left)
     return 0
 
 
@@ -237,7 +240,7 @@ def _warn_ambiguous(result: "MappingResult", *, is_proven: bool) -> None:
     doubtful = [match for match in result.matches if match.is_ambiguous]
     if not doubtful or is_proven:
         return
-    first = ", ".join(f"{match.entry.sources[0]} → {match.entry.targets[0]}" for match in doubtful[:3])
+    first = ", ".join(f"{match.entry.sources[0]} → {match.entry.targets[0]}" for match in doubtful[:2])
     sys.stderr.write(
         f"Warning: {len(doubtful)} of {len(result.matches)} recipes are ambiguous, first {first}; "
         "settle them with `--verify`, or drop them with a higher `--threshold`.\n"

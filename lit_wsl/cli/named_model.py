@@ -89,6 +89,8 @@ def _at(text: str, path: Path) -> NamedModel:
     if path.is_file():
         is_config = path.suffix == ".json" and not path.name.endswith(".index.json")
         return NamedModel(text, build=_configured(path)) if is_config else NamedModel(text, weights=path)
+    if not path.is_dir():
+        raise CheckpointError(f"{text} is no regular file; name a model directory or a file.")
     config = path / "config.json"
     build = _configured(config) if config.is_file() else None
     if _holds_weights(path):

@@ -106,11 +106,17 @@ def test_what_the_target_lacks_and_buffers_that_are_left_out(capsys, folder):
     said = capsys.readouterr()
     assert "made.safetensors: 6 tensors, 0.0 MB\n" in said.out
     assert "own_models:New still lacks 3 of its 9 tensors, 3 of them buffers: norm.running_mean" in said.out
-    assert "3 buffers of the source were left out; `--buffer_matching_mode lenient` maps them" in said.err
+    assert "3 buffers of the source were left out; `--buffer_matching_mode lenient` maps what fits" in said.err
     argv = ["map", "old.safetensors", "own_models:New", "--buffer-matching-mode", "lenient"]
     assert run([*argv, "--apply", "made.safetensors", "--overwrite"]) == 0
     said = capsys.readouterr()
     assert "own_models:New: all 9 tensors are made.\n" in said.out
+    assert "buffers" not in said.err
+    save_file({"first.weight": torch.zeros(6, 4), "first.bias": torch.zeros(6)}, "part.safetensors")
+    argv = ["map", "old.safetensors", "part.safetensors", "--apply", "made.safetensors", "--overwrite"]
+    assert run(argv) == 0
+    said = capsys.readouterr()
+    assert "part.safetensors: all 2 tensors are made.\n" in said.out
     assert "buffers" not in said.err
 
 

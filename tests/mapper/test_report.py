@@ -219,3 +219,22 @@ def test_printed_tables_hold_names_as_they_are(capsys):
     assert "no tensor of the target fits its shape (5,)" in out
     assert "1 of 2 source tensors are mapped (50.0%); 1 of 2 target tensors are made (50.0%)." in out
     assert "\x1b" not in out
+
+
+def test_names_stand_below_each_other_on_a_narrow_terminal(capsys, monkeypatch):
+    mapped = mapper("vit hf→timm")
+    mapped.visualize_mapping()
+    assert "┃ source " in capsys.readouterr().out
+    monkeypatch.setattr("lit_wsl.mapper.tables._PLAIN_WIDTH", 80)
+    mapped.visualize_mapping()
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("→ blocks." in line for line in lines)
+
+
+def test_longest_names_do_not_break_the_tables(capsys):
+    name = ".".join(["a" * 50] * 20)
+    mapped = WeightMapper(source_params={name: (2, 2)}, target_params={name: (2, 2), "é☃.x": (3,)})
+    mapped.visualize_mapping()
+    mapped.visualize_hierarchies()
+    assert "é☃" in capsys.readouterr().out
