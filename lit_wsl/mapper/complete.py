@@ -28,6 +28,8 @@ MISSING, MISFIT = 0.9, 0.2
 def complete(units: Sequence[Unit], mapper: "WeightMapper", strategy: str) -> MappingResult:
     """The result of a match, before any threshold."""
     source, target = mapper.source, mapper.target
+    for unit in units:
+        unit.confidence *= 1.0 - DOUBT * (1.0 - _agreement(unit))
     matches = assemble(units, source, target)
     reasons = _reasons(matches, source, target, mapper.shape_tolerance)
     reasons.update((name, why) for name, why in _misfits(units) if name in reasons)
@@ -73,7 +75,7 @@ def _misfits(units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
         if len(unit.sources) != 1 or len(unit.targets) != 1:
             continue
         left, right = unit.sources[0].leaves, unit.targets[0].leaves
-        for leaf in left.keys() & right.keys() - unit.forms.keys():
+        for leaf in sorted(left.keys() & right.keys() - unit.forms.keys()):
             for one, two in zip(left[leaf].weights, right[leaf].weights, strict=True):
                 if one is not None and two is not None and one.kind != "parameter":
                     why = f"its shape {one.shape} does not fit {two.shape} of {two.name!r} (shape score {MISFIT})"
