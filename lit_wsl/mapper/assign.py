@@ -20,8 +20,6 @@ ROUNDS = 3
 """How often the surroundings are weighed again with the matching they gave."""
 PRIOR = 0.3
 """What a match in other blocks of the same list adds to the total here."""
-WITHOUT_BUFFERS = 0.95
-"""Factor of the confidence of modules whose buffers differ."""
 _IMPOSSIBLE = -10.0
 
 
@@ -186,16 +184,10 @@ def _units(level: Level, total: Matrix, pairs: list[tuple[int, int]], *, is_by_s
         free = [_move(level, i, j, row=k) for k in free_rows if level.allowed[k, j]]
         free += [_move(level, i, j, column=m) for m in free_columns if level.allowed[i, m]]
         least = min([rival.margin for rival in unit.rivals] + free, default=None)
-        unit.confidence = _confidence(unit, least) * (1.0 if _buffers_fit(unit) else WITHOUT_BUFFERS)
+        unit.confidence = _confidence(unit, least)
         if not is_by_shape or not free:
             kept.append(unit)
     return kept
-
-
-def _buffers_fit(unit: Unit) -> bool:
-    """Whether every buffer of either module has its counterpart."""
-    leaves = [(leaf, t) for module in unit.sources + unit.targets for leaf, t in module.leaves.items()]
-    return all(leaf in unit.forms for leaf, template in leaves if template.first.kind != "parameter")
 
 
 def _exchange(level: Level, i: int, j: int, k: int, m: int) -> float | None:
