@@ -18,6 +18,8 @@ _PLAIN_WIDTH = 1000
 """Columns where there is no terminal to ask: no name in a file is broken."""
 _TWO_NAMES = 130
 """Columns from which two names stand side by side."""
+_NARROW = 14
+"""Columns of an operation or shape below that."""
 _PROSE_WIDTH = 70
 """Columns of a sentence, which may be broken."""
 
@@ -42,11 +44,13 @@ def print_mapping(result: MappingResult) -> None:
     console = _console()
     is_narrow = console.width < _TWO_NAMES
     names = ("source, target",) if is_narrow else ("source", "target")
-    table = _table(*names, "operation", "shape", title=f"{result.source.where} → {result.target.where}")
+    table = _table(*names, title=f"{result.source.where} → {result.target.where}")
+    for column in ("operation", "shape"):
+        table.add_column(column, max_width=_NARROW if is_narrow else None)
     table.add_column("tensors", justify="right")
     table.add_column("score", justify="right", no_wrap=True)
     for row in rows_of(result):
-        sides = (f"{row.sources}\n→ {row.targets}",) if is_narrow else (row.sources, row.targets)
+        sides = (f"{row.sources}\n→\N{NO-BREAK SPACE}{row.targets}",) if is_narrow else (row.sources, row.targets)
         table.add_row(*sides, row.operation, row.shape, str(_made(row)), _score(row))
     console.print(table)
 

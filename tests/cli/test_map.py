@@ -341,7 +341,7 @@ print(code, peak[0] - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the process table of Linux")
 def test_applying_holds_one_entry_in_memory(tmp_path):
-    shape, count = (2000, 4000), 8
+    shape, count = (4000, 3000), 6  # from 32 MiB on, the allocator gives freed memory back at once
     save_file({f"a.{i}.weight": torch.rand(shape) for i in range(count)}, tmp_path / "a.safetensors")
     entries = tuple(Entry((f"a.{i}.weight",), (f"b.{i}.kernel",), (Transpose(),)) for i in range(count))
     WeightMap(entries).save(tmp_path / "map.json")
@@ -349,7 +349,7 @@ def test_applying_holds_one_entry_in_memory(tmp_path):
     argv = [sys.executable, "-c", WATCHED, *argv, "--apply", str(tmp_path / "b.safetensors")]
     code, peak = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split()
     assert code == "0"
-    assert int(peak) < 2.5 * 4 * 2000 * 4000
+    assert int(peak) < 1.5 * 4 * 4000 * 3000
     made = load_file(tmp_path / "b.safetensors")
     assert torch.equal(made["b.3.kernel"], load_file(tmp_path / "a.safetensors")["a.3.weight"].T)
 

@@ -229,7 +229,7 @@ def test_names_stand_below_each_other_on_a_narrow_terminal(capsys, monkeypatch):
     mapped.visualize_mapping()
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert any("→ blocks." in line for line in lines)
+    assert any("→\N{NO-BREAK SPACE}blocks." in line for line in lines)
 
 
 def test_longest_names_do_not_break_the_tables(capsys):
