@@ -242,6 +242,15 @@ def test_verify(capsys, folder, proof):
     assert not (folder / "other.json").exists()
 
 
+@pytest.mark.parametrize("mode", ["exclude", "lenient", "strict"])
+def test_models_that_run_are_proven(capsys, folder, mode):
+    argv = ["map", "own_models:Old", "own_models:New", "--verify", "--buffer_matching_mode", mode]
+    assert run([*argv, "--save", "map.json"]) == 0
+    assert "Proven: " in capsys.readouterr().out
+    assert run(["map", "old.safetensors", "--map", "map.json", "--apply", "made.safetensors"]) == 0
+    assert len(load_file("made.safetensors")) == (6 if mode == "exclude" else 9)
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
