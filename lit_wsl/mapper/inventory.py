@@ -97,6 +97,10 @@ def take_inventory(source: Source, where: str = "") -> Inventory:
         inventory = _of_reader(source, where or source.where)
     elif isinstance(source, Mapping):
         inventory = _of_mapping(source, where or "state dict")
+    elif not isinstance(source, (str, Path)):
+        raise ConfigError(
+            f"A model is given as a module, a path, a state dict, or names with shapes; got {type(source).__name__}."
+        )
     else:
         reader = open_state(source)
         inventory = _of_reader(reader, where or str(source), _config_beside(Path(source)))
