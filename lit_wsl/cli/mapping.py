@@ -38,7 +38,7 @@ def configure_map(parser: ArgumentParser) -> None:
         "--strategy",
         type=Literal["optimal", "best_match", "greedy", "conservative", "shape_only"],
         default="optimal",
-        help="`conservative` keeps matches from 0.75 only; `shape_only` looks at no names.",
+        help="`conservative` keeps matches from 0.75 only; `shape_only` counts no likeness of names.",
     )
     parser.add_argument("--verify", action="store_true", help="Run both models and compare what they return.")
     parser.add_argument(

@@ -222,7 +222,8 @@ def _names(members: list[Module]) -> Path:
 
 def _stack_forms(parts: list[Module], whole: Module, count: int, width: int) -> dict[str, list[Form]]:
     def ways(shapes: Sequence[Shape], target: Shape) -> list[Form]:
-        return stacks(shapes[:width], count, target)
+        layers = {tuple(shapes[at : at + width]) for at in range(0, len(shapes), width)}
+        return stacks(shapes[:width], count, target) if len(layers) == 1 else []
 
     forms = {}
     for leaf in whole.trained():

@@ -289,3 +289,12 @@ def test_a_resized_vocabulary_costs_the_embedding_alone() -> None:
     assert result.get_unmatched() == {embedding: "its shape (60, 32) differs from the target's (70, 32)"}
     assert result.get_unmatched()["target"] == [embedding]
     assert all(match.entry.sources == match.entry.targets and match.score >= 0.9 for match in result.matches)
+
+
+def test_layers_of_unequal_shape_are_not_stacked() -> None:
+    source = {
+        f"layers.{at}.{name}": (width,) if name == "gamma" else (width, 3)
+        for at, width in enumerate((4, 6, 6, 6))
+        for name in ("gamma", "fc.weight")
+    }
+    assert not WeightMapper(source_params=source, target_params={"q.weight": (4, 4)}).suggest_mapping(0.0).matches
