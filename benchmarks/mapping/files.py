@@ -76,7 +76,7 @@ def _there_and_back(
             copy = _copy(before, copied)
             taken[way].append((copy, *_apply(entries, before, after, work)))
     is_exact, size, share = _is_exact(one, three), one.stat().st_size, _mapped(recipes, source)
-    for path in (one, two, three, copied):
+    for path in (one, two, three, copied, work / "map.json", work / "log"):
         path.unlink()
     rows = []
     for way, figures in taken.items():
