@@ -1,9 +1,10 @@
 """Match the modules of one level one to one, by all evidence at once."""
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import exp
+from math import exp, log
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -72,6 +73,7 @@ class Level:
         self.order = order_scores(self.sources, self.targets, self.allowed, is_registered=rules.is_registered)
         self.hierarchy = np.full(size, 0.5)
         self.prior = np.zeros(size)
+        self.trust = np.zeros(size)
 
     def total(self, weights: Weights) -> Matrix:
         """Weighted evidence; far below zero for pairs that are out of the question."""
@@ -85,7 +87,7 @@ def assign(
     targets: Sequence[Module],
     rules: Rules,
     joined: Sequence[tuple[Path, Path]] = (),
-    prior: Set[tuple[Path, Path]] = frozenset(),
+    prior: Mapping[tuple[Path, Path], float] = MappingProxyType({}),
     *,
     is_partial: bool = False,
 ) -> list[Unit]:
@@ -96,7 +98,8 @@ def assign(
         targets: Modules of the target there.
         rules: Mode, strategy and weights; ``greedy`` takes the best pair first.
         joined: Paths of pairs that joins have matched already, which speak for their containers.
-        prior: Paths of pairs that were matched in other blocks of the list, which speak for the same pairs here.
+        prior: Confidence of the pairs that were matched in other blocks of the list, which speak for the same pairs
+            here.
         is_partial: Whether a bias may go to a module whose weight comes from elsewhere.
     """
     if not sources or not targets:
@@ -106,8 +109,9 @@ def assign(
         return []
     solve = _greedy if rules.strategy == "greedy" else _optimal
     for i, j in level.forms if prior else ():
-        if (level.sources[i].path, level.targets[j].path) in prior:
-            level.prior[i, j] = PRIOR
+        confidence = prior.get((level.sources[i].path, level.targets[j].path))
+        if confidence is not None:
+            level.prior[i, j], level.trust[i, j] = PRIOR, log(confidence / (1.0 - confidence))
     surroundings = Surroundings(level.sources, level.targets, is_registered=rules.is_registered)
     pairs: list[tuple[int, int]] = []
     for _ in range(ROUNDS):
@@ -194,23 +198,21 @@ def _exchange(level: Level, i: int, j: int, k: int, m: int) -> float | None:
     """Evidence by which two matches are better than each with the other's target; None where that cannot be."""
     if not (level.allowed[i, m] and level.allowed[k, j]):
         return None
-
-    def gain(part: Matrix) -> float:
-        return float(part[i, j] + part[k, m] - part[i, m] - part[k, j]) / 2
-
-    parts = (gain(part) for part in (level.shape, level.name, level.hierarchy, level.order))
-    return _evidence(*parts) + 12.0 * gain(level.prior)
+    trust = max(level.trust[i, j], level.trust[k, m])
+    return _margin(level, lambda part: float(part[i, j] + part[k, m] - part[i, m] - part[k, j]) / 2, trust)
 
 
 def _move(level: Level, i: int, j: int, row: int | None = None, column: int | None = None) -> float:
     """Evidence by which a match is better than with a module that is left over."""
     k, m = i if row is None else row, j if column is None else column
+    return _margin(level, lambda part: float(part[i, j] - part[k, m]), level.trust[i, j])
 
-    def gain(part: Matrix) -> float:
-        return float(part[i, j] - part[k, m])
 
-    parts = (gain(part) for part in (level.shape, level.name, level.hierarchy, level.order))
-    return _evidence(*parts) + 12.0 * gain(level.prior)
+def _margin(level: Level, gain: Callable[[Matrix], float], trust: float) -> float:
+    """Log odds of a gain; other blocks make it no surer than they are themselves."""
+    own = _evidence(gain(level.shape), gain(level.name), gain(level.hierarchy), gain(level.order))
+    told = own + 12.0 * gain(level.prior)
+    return max(own, min(told, trust)) if told > own else told
 
 
 def _evidence(shape: float, name: float, hierarchy: float, order: float) -> float:

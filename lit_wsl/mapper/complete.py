@@ -52,8 +52,8 @@ def matches_of(units: Sequence[Unit]) -> list[Match]:
         near = sorted((rival for rival in unit.rivals if rival.margin < NEAR), key=lambda rival: rival.margin)[:MANY]
         scores = unit.breakdown()
         for entry, _, targets in unit.entries():
-            at = _position(unit, targets[0])
-            others = tuple(name for rival in near if (name := _label(rival.other, at)))
+            leaf, at = _position(unit, targets[0])
+            others = tuple(name for rival in near if (name := _label(rival.other, leaf, at)))
             shapes = tuple(weight.shape for weight in targets)
             found.append(Match(entry, shapes, scores, others, unit.note or _note(others), unit))
     return found
@@ -82,16 +82,19 @@ def _misfits(units: Sequence[Unit]) -> Iterator[tuple[str, str]]:
                     yield one.name, why
 
 
-def _position(unit: Unit, weight: Weight) -> int:
-    for template in unit.targets[0].leaves.values():
+def _position(unit: Unit, weight: Weight) -> tuple[str, int]:
+    """The leaf and the position of a tensor in the module that a unit makes."""
+    for leaf, template in unit.targets[0].leaves.items():
         for at, other in enumerate(template.weights):
             if other is weight:
-                return at
-    return 0
+                return leaf, at
+    return "weight", 0
 
 
-def _label(unit: Unit, at: int) -> str:
-    weight = unit.targets[0].main.weights[at]
+def _label(unit: Unit, leaf: str, at: int) -> str:
+    """Name of a rival's tensor of the same kind, or of its main one; empty where it has none at that position."""
+    module = unit.targets[0]
+    weight = module.leaves.get(leaf, module.main).weights[at]
     return weight.name if weight is not None else ""
 
 

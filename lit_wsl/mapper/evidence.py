@@ -72,8 +72,7 @@ def shape_score(source: Module, target: Module, forms: Forms) -> float:
         elif one is not None and two is not None:
             values.append(0.2)
         else:
-            kind = (one or two).first.kind  # type: ignore[union-attr]
-            values.append(0.5 if kind == "parameter" else 0.9)
+            values.append(0.5)
     return sum(values) / len(values) * _overlap(source, target)
 
 
@@ -163,15 +162,15 @@ def _places(modules: Sequence[Module], *, is_registered: bool) -> list[tuple[int
 
 
 def _signature(module: Module) -> object:
-    """Shapes of the trained tensors at every position, whichever way they are turned."""
-    trained = sorted(leaf for leaf in module.leaves if module.leaves[leaf].first.kind == "parameter")
-    return tuple(
+    """Shapes of the trained tensors at every position, whichever way they lie, and whether there are statistics."""
+    shapes = tuple(
         (
             leaf,
             tuple(shape and tuple(sorted(size for size in shape if size != 1)) for shape in module.leaves[leaf].shapes),
         )
-        for leaf in trained
+        for leaf in sorted(module.trained())
     )
+    return shapes, any(template.first.kind == "statistic" for template in module.leaves.values())
 
 
 class Surroundings:

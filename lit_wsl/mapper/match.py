@@ -1,7 +1,8 @@
 """Match two models: lists of blocks first, from the outside in, then the modules of each level."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from lit_wsl.mapper.assign import Rules, assign
 from lit_wsl.mapper.evidence import contradictions
@@ -28,8 +29,8 @@ PARTIAL = 0.5
 """Least likeness of names at which a bias goes to a module whose weight comes from elsewhere."""
 
 
-Prior = frozenset[tuple[Path, Path]]
-"""Modules that were matched in other blocks of the same list."""
+Prior = Mapping[tuple[Path, Path], float]
+"""Modules that were matched in other blocks of the same list, and how sure that is."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,29 @@ class Matcher:
         """Units that make target tensors, each target at most once."""
         return self._level(templates_of(sources), templates_of(targets))
 
-    def _level(self, sources: list[Template], targets: list[Template], prior: Prior = frozenset()) -> list[Unit]:
+    def _level(
+        self, sources: list[Template], targets: list[Template], prior: Prior = MappingProxyType({})
+    ) -> list[Unit]:
         """Match what one level holds: its lists of blocks, each a level of its own, then what stands outside them."""
         units: list[Unit] = []
         used: set[tuple[Path, Path]] = set()
+        lists: list[tuple[Path, Path]] = []
         while (best := self._best_alignment(sources, targets, used)) is not None:
             used.add((best.source.pattern, best.target.pattern))
             inner = self._blocks(best)
             if not best.is_unique:
                 _doubt(inner, "blocks are alike, and one list is longer: which block is whose is a guess")
+            if inner:
+                lists.append((best.source.pattern, best.target.pattern))
             units += inner
             sources, targets = _rest(sources, targets, inner)
-        return units + self._outside_lists(sources, targets, prior)
+        return units + self._outside_lists(sources, targets, prior, lists)
 
     def _blocks(self, alignment: Alignment) -> list[Unit]:
         """Match aligned blocks: the most frequent structure first, which then speaks for the others."""
         units: list[Unit] = []
         for part in split_by_structure(alignment):
-            known = frozenset((s.path, t.path) for unit in units for s in unit.sources for t in unit.targets)
+            known = {(s.path, t.path): unit.confidence for unit in units for s in unit.sources for t in unit.targets}
             units += self._level(*spread(part), known)
         return units
 
@@ -78,14 +84,19 @@ class Matcher:
                     best, score = found, rank
         return best
 
-    def _outside_lists(self, sources: list[Template], targets: list[Template], prior: Prior) -> list[Unit]:
-        """Stacks, joins, then one to one; what is left of modules once more tensor by tensor."""
+    def _outside_lists(
+        self, sources: list[Template], targets: list[Template], prior: Prior, lists: list[tuple[Path, Path]]
+    ) -> list[Unit]:
+        """Stacks, joins, then one to one; what is left of modules once more tensor by tensor.
+
+        Lists that were aligned, and joins, speak for what stands in the same containers.
+        """
         units = self._permitted(find_stacks(sources, targets))
         sources, targets = _rest(sources, targets, units)
         left, right = modules_of(sources), modules_of(targets)
         joined = self._permitted(find_joins(left, right))
         units += joined
-        known = [(source.path, target.path) for unit in joined for source in unit.sources for target in unit.targets]
+        known = lists + [(s.path, t.path) for unit in joined for s in unit.sources for t in unit.targets]
         left, right = _open(left, right, joined)
         single = assign(left, right, self.rules, known, prior)
         units += single

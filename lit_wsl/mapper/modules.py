@@ -69,6 +69,7 @@ def modules_of(templates: Sequence[Template]) -> list[Module]:
             path = path if module is None else template.path
             module = found[path] = Module(path, {})
         module.leaves[leaf] = template
+    found = _with_weights(found)
     around = _around_numbers(found)
     for rank, module in enumerate(found.values()):
         module.rank = rank
@@ -76,6 +77,22 @@ def modules_of(templates: Sequence[Template]) -> list[Module]:
         for word in {word for end in range(1, len(module.path)) for word in around.get(module.path[:end], ())}:
             module.meaning.setdefault(word, BESIDE)
     return list(found.values())
+
+
+def _with_weights(modules: dict[Path, Module]) -> dict[Path, Module]:
+    """A parameter of any name is the weight of the module whose bias stands alone beside it and fits it."""
+    alone: dict[Path, list[Path]] = {}
+    for path, module in modules.items():
+        if path and list(module.leaves) == ["weight"] and module.main.path == path:
+            alone.setdefault(path[:-1], []).append(path)
+    for owner, paths in alone.items():
+        if owner not in modules or len(paths) > 1 or modules[owner].trained() != ["bias"]:
+            continue
+        weight, bias = modules[paths[0]].main, modules[owner].leaves["bias"]
+        if len(bias.first.shape) == 1 and bias.first.shape[0] in weight.first.shape:
+            modules[owner].leaves = {"weight": weight, **modules[owner].leaves}
+            del modules[paths[0]]
+    return modules
 
 
 def _around_numbers(paths: Iterable[Path]) -> dict[Path, set[str]]:

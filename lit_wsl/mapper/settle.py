@@ -14,13 +14,16 @@ from lit_wsl.state.operations import Fuse, Operation, PermuteHeads, Split
 UNKNOWN = 0.5
 """Highest confidence of a match whose rows may be ordered otherwise."""
 
+OWN = "own name"
+"""Kind of a parameter that no layer's class or usual leaf describes."""
 _ROTARY = frozenset({"q", "k", "qkv"})
 
 
 def settle_turns(units: Sequence[Unit]) -> None:
     """Square matrices are transposed where the oblong ones of the same kinds of module are.
 
-    Layers of the same depth vote first, then the whole model.
+    Layers of the same depth vote first, then the whole model, but for parameters with names of their own, which have
+    nothing in common with one another.
     """
     near: defaultdict[object, Counter[bool]] = defaultdict(Counter)
     far: defaultdict[object, Counter[bool]] = defaultdict(Counter)
@@ -34,7 +37,9 @@ def settle_turns(units: Sequence[Unit]) -> None:
     for unit in units:
         for leaf, forms in unit.forms.items():
             if leaf == "weight" and len({_is_turned(form) for form in forms}) == 2:
-                votes = near[_kinds(unit), _depth(unit)] or far[_kinds(unit)]
+                votes = near[_kinds(unit), _depth(unit)] or (
+                    far[_kinds(unit)] if OWN not in _kinds(unit) else Counter()
+                )
                 turned = votes[True] > votes[False]
                 chosen = [form for form in forms if _is_turned(form) == turned]
                 unit.forms[leaf] = chosen + [form for form in forms if form not in chosen]
@@ -65,7 +70,7 @@ def _kind(module: Module) -> str:
     last = module.main.path[-1]
     if "embed" in module.meaning:
         return "Embedding"
-    return last if last in ("weight", "kernel") or last.endswith("_weight") else "own name"
+    return last if last in ("weight", "kernel") or last.endswith("_weight") else OWN
 
 
 def settle_heads(units: Sequence[Unit], source: Inventory, target: Inventory) -> None:

@@ -334,3 +334,14 @@ def test_troubleshooting_low_confidence() -> None:
     avg_weight_score = sum(s for _, s in weight_matches.values()) / len(weight_matches)
     assert avg_buffer_score > 0.3
     assert avg_weight_score > 0.7
+
+
+def test_statistics_tell_modules_of_one_shape_apart() -> None:
+    """Order alone would match the first to the first."""
+    source = {"a.weight": (8,), "a.bias": (8,), "b.weight": (8,), "b.bias": (8,), "b.running_mean": (8,)}
+    target = {"y.weight": (8,), "y.bias": (8,), "y.running_mean": (8,), "x.weight": (8,), "x.bias": (8,)}
+    for mode in ("lenient", "strict"):
+        result = WeightMapper(source_params=source, target_params=target, buffer_matching_mode=mode).suggest_mapping()
+        leaves = ("weight", "bias")
+        wanted = {f"{one}.{leaf}": f"{two}.{leaf}" for one, two in ("by", "ax") for leaf in leaves}
+        assert result.get_mapping() == wanted | {"b.running_mean": "y.running_mean"}

@@ -414,3 +414,37 @@ def test_the_mapper_answers_for_its_last_mapping(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["matched_count"] == 0
     assert report["source_params_count"] == 6
+
+
+def test_alternatives_name_tensors_of_the_same_kind() -> None:
+    shapes = {f"{name}.{leaf}": (8,) for name in ("left", "right") for leaf in ("weight", "bias")}
+    other = {name.replace("left", "one").replace("right", "two"): shape for name, shape in shapes.items()}
+    matches = WeightMapper(source_params=shapes, target_params=other).suggest_mapping(threshold=0.0).matches
+    found = {match.entry.targets[0]: match.alternatives for match in matches}
+    assert found["one.weight"] == ("two.weight",)
+    assert found["one.bias"] == ("two.bias",)
+
+
+def test_a_parameter_of_any_name_is_the_weight_beside_a_bias() -> None:
+    source = {"a.weight": (6, 4), "a.bias": (6,), "b.weight": (4, 6), "b.bias": (4,)}
+    target = {"x.matrix": (4, 6), "x.bias": (6,), "y.matrix": (6, 4), "y.bias": (4,)}
+    recipes = WeightMapper(source_params=source, target_params=target).suggest_mapping(threshold=0.0).recipes
+    assert {entry.targets[0]: entry.sources[0] for entry in recipes.entries} == {
+        "x.matrix": "a.weight",
+        "x.bias": "a.bias",
+        "y.matrix": "b.weight",
+        "y.bias": "b.bias",
+    }
+
+
+def test_a_fused_projection_of_any_name_is_laid_along_rows() -> None:
+    """That a parameter outside the blocks lies turned says nothing about those inside."""
+    parts = ("q_proj", "k_proj", "v_proj")
+    source = {f"layers.{at}.attention.{name}.weight": (8, 8) for at in range(2) for name in parts}
+    target = {f"blocks.{at}.attention.qkv_matrix": (24, 8) for at in range(2)}
+    source |= {f"layers.{at}.norm.weight": (8,) for at in range(2)} | {"out.weight": (5, 8)}
+    target |= {f"blocks.{at}.norm.weight": (8,) for at in range(2)} | {"projection": (8, 5)}
+    recipes = WeightMapper(source_params=source, target_params=target).suggest_mapping(threshold=0.0).recipes
+    made = {entry.targets[0]: [type(step).__name__ for step in entry.operations] for entry in recipes.entries}
+    assert made["blocks.0.attention.qkv_matrix"] == ["Fuse"]
+    assert made["projection"] == ["Transpose"]
