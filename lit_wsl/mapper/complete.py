@@ -40,7 +40,7 @@ def complete(units: Sequence[Unit], mapper: "WeightMapper", strategy: str) -> Ma
 def assemble(units: Sequence[Unit], source: Inventory, target: Inventory) -> list[Match]:
     """All matches in order of the target, with those of tied tensors."""
     matches = matches_of(units)
-    matches += _tied(matches, source, target)
+    matches = _torn(matches, target) + _tied(matches, source, target)
     place = {weight.name: weight.order for weight in target.weights}
     return sorted(matches, key=lambda match: place[match.entry.targets[0]])
 
@@ -100,6 +100,19 @@ def _label(unit: Unit, leaf: str, at: int) -> str:
 
 def _note(others: Sequence[str]) -> str:
     return f"of the same shape: {', '.join(others)}" if others else ""
+
+
+def _torn(matches: Sequence[Match], target: Inventory) -> list[Match]:
+    """Matches, with a note where the target ties names that the source gives different tensors."""
+    made = {name: match.entry for match in matches for name in match.entry.targets}
+    found = []
+    for match in matches:
+        root = target.aliases.get(match.entry.targets[0])
+        if root in made and made[root].sources != match.entry.sources:
+            why = f"the target ties it to {root!r}, which has another source: one of them is lost"
+            match = replace(match, note=why)
+        found.append(match)
+    return found
 
 
 def _tied(matches: Sequence[Match], source: Inventory, target: Inventory) -> list[Match]:

@@ -448,3 +448,13 @@ def test_a_fused_projection_of_any_name_is_laid_along_rows() -> None:
     made = {entry.targets[0]: [type(step).__name__ for step in entry.operations] for entry in recipes.entries}
     assert made["blocks.0.attention.qkv_matrix"] == ["Fuse"]
     assert made["projection"] == ["Transpose"]
+
+
+def test_a_tied_target_of_an_untied_source_is_noted() -> None:
+    source, target = (nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)) for _ in range(2))
+    target[1].weight = target[0].weight
+    result = WeightMapper(source, target).suggest_mapping(threshold=0.0)
+    assert {match.entry.targets[0]: match.note for match in result.matches} == {
+        "0.weight": "",
+        "1.weight": "the target ties it to '0.weight', which has another source: one of them is lost",
+    }
