@@ -6,13 +6,15 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from lit_wsl.cli.model_output import write_model
 from lit_wsl.cli.named_model import NamedModel
 from lit_wsl.cli.progress import progress_bar
 from lit_wsl.errors import CheckpointError
 from lit_wsl.mapper.inventory import Inventory, Weight, take_inventory
-from lit_wsl.state.publish import check_writable
+from lit_wsl.state.publish import check_target, check_writable
 from lit_wsl.state.reader import StateReader, open_state
 from lit_wsl.state.remap import WeightMap
+from lit_wsl.state.sizes import read_size
 
 _NAMED = 3
 """How many names a message lists."""
@@ -31,6 +33,9 @@ def check_outputs(options: Namespace, models: Sequence[NamedModel]) -> None:
         if options[name] is None:
             continue
         path = Path(options[name])
+        if name == "apply" and is_directory(path):
+            _check_directory(path, inputs, overwrite=options.overwrite)
+            continue
         if path.resolve() in inputs:
             raise CheckpointError(f"Output {path} of --{name} is an input; choose another.")
         if (other := seen.setdefault(path.resolve(), name)) != name:
@@ -42,24 +47,47 @@ def check_outputs(options: Namespace, models: Sequence[NamedModel]) -> None:
         check_writable(path.parent)
 
 
+def is_directory(output: Path) -> bool:
+    """Whether ``--apply`` names a model directory rather than one file."""
+    return output.suffix != ".safetensors"
+
+
+def _check_directory(path: Path, inputs: set[Path], *, overwrite: bool) -> None:
+    held = [file for file in inputs if path.resolve() in file.parents]
+    if held:
+        raise CheckpointError(f"Output {path} of --apply holds the input {held[0].name}; choose another.")
+    check_target(path, overwrite=overwrite)
+
+
 def _files(model: NamedModel) -> list[Path]:
     return open_state(model.weights).files() if model.weights is not None else []
 
 
-def write_weights(recipes: WeightMap, source: NamedModel, output: Path, what: str, *, is_dry: bool) -> None:
+def write_weights(
+    recipes: WeightMap, sides: tuple[NamedModel, NamedModel | None], options: Namespace, what: str
+) -> None:
     """Make the target's tensors from file to file, one recipe at a time.
 
     Raises:
-        CheckpointError: If the source lacks a tensor, or the file cannot be written.
+        CheckpointError: If the source lacks a tensor, or the output cannot be written.
     """
+    source, target = sides
+    output = Path(options.apply)
     reader = open_state(source.weights or "")
     _check_sources(recipes, reader, what)
     total = sum(reader.info(name).nbytes for name in recipes.sources())
-    if is_dry:
+    if options.dry_run:
         sys.stdout.write(f"{output}: {len(recipes.targets())} tensors, {total / 1e6:.1f} MB would be written\n")
         return
     with progress_bar("mapping") as progress:
-        recipes.write(reader, output, progress=_counted(progress, total))
+        tell = _counted(progress, total)
+        if is_directory(output) and target is not None:
+            limit = read_size(options.shard_size or "5GB")
+            write_model(
+                recipes, reader, (source, target), output, limit=limit, overwrite=options.overwrite, progress=tell
+            )
+        else:
+            recipes.write(reader, output, progress=tell)
     sys.stdout.write(f"{output}: {len(recipes.targets())} tensors, {total / 1e6:.1f} MB\n")
 
 

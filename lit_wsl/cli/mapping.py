@@ -11,9 +11,11 @@ from lit_wsl.errors import ConfigError
 if TYPE_CHECKING:
     from lit_wsl.cli.named_model import NamedModel
     from lit_wsl.mapper.result import MappingResult
+    from lit_wsl.state.remap import WeightMap
 
 _MODEL = "a checkpoint, a model directory, its config.json, `package.module:Class`, or `timm:NAME`"
 _REPORTS = (".json", ".html", ".htm")
+_NOT_WRITTEN = (".pt", ".pth", ".bin", ".ckpt", ".json", ".gguf", ".npz", ".h5", ".onnx")
 
 
 class WrongUsage(Exception):
@@ -53,7 +55,15 @@ def configure_map(parser: ArgumentParser) -> None:
     parser.add_argument("--save", type=str | None, default=None, help="Write the map as .json, for --map.")
     parser.add_argument("--map", type=str | None, default=None, help="Apply this saved map instead of finding one.")
     parser.add_argument("--inverse", action="store_true", help="Take the saved map the other way.")
-    parser.add_argument("--apply", type=str | None, default=None, help="Write the mapped weights as .safetensors.")
+    parser.add_argument(
+        "--apply",
+        type=str | None,
+        default=None,
+        help="Write the mapped weights: a .safetensors file, or a model directory where TARGET has a config.json.",
+    )
+    parser.add_argument(
+        "--shard_size", type=str | None, default=None, help="Largest file of a directory, for instance 500MB."
+    )
     parser.add_argument(
         "--min_coverage",
         type=float,
@@ -90,12 +100,51 @@ def _check_usage(options: Namespace) -> None:
         raise WrongUsage("--map takes no --verify and no --report; they go with SOURCE and TARGET.")
     if options.dummy_input and not options.verify:
         raise WrongUsage("--dummy_input goes with --verify.")
-    endings = (("apply", (".safetensors",)), ("save", (".json",)), ("report", _REPORTS))
+    endings = (("save", (".json",)), ("report", _REPORTS))
     for name, suffixes in endings:
         if options[name] is not None and Path(options[name]).suffix.lower() not in suffixes:
             raise WrongUsage(f"--{name} {options[name]}: name a file that ends in {' or '.join(suffixes)}.")
+    if options.apply is not None and Path(options.apply).suffix.lower() in _NOT_WRITTEN:
+        raise WrongUsage(f"--apply {options.apply}: name a file that ends in .safetensors, or a directory.")
+    if options.shard_size is not None and not _is_directory(options):
+        raise WrongUsage("--shard_size goes with a directory as `--apply OUT`.")
     if not 0.0 <= options.min_coverage <= 1.0:
         raise WrongUsage(f"`0 <= min_coverage <= 1` must hold, got {options.min_coverage}.")
+
+
+def _as_stored(recipes: "WeightMap", source: "NamedModel") -> "WeightMap":
+    """A saved map in the names of the source's files, where it has those of the module that they become."""
+    from lit_wsl.state.reader import open_state
+
+    if source.weights is None or source.build is None:
+        return recipes
+    reader, needed = open_state(source.weights), set(recipes.sources())
+    if needed.issubset(reader.keys()) or not needed.issubset((module := source.on_meta()).state_dict()):
+        return recipes
+    from lit_wsl.cli.stored_names import StoredNames
+
+    return StoredNames.of(module, reader).as_sources(recipes)
+
+
+def _in_names_of_files(result: "MappingResult", source: "NamedModel", target: "NamedModel") -> "WeightMap":
+    """The recipes in the names of files, where a model that was run has files.
+
+    Raises:
+        CheckpointError: If it is not certain how transformers makes a tensor of the model from the file.
+    """
+    from lit_wsl.cli.stored_names import StoredNames
+    from lit_wsl.state.reader import open_state
+
+    recipes = result.recipes
+    if result.source_module is not None and source.weights is not None:
+        recipes = StoredNames.of(result.source_module, open_state(source.weights)).as_sources(recipes)
+    if result.target_module is not None and target.weights is not None:
+        recipes = StoredNames.of(result.target_module, open_state(target.weights)).as_targets(recipes)
+    return recipes
+
+
+def _is_directory(options: Namespace) -> bool:
+    return options.apply is not None and Path(options.apply).suffix != ".safetensors"
 
 
 def _show_trees(options: Namespace) -> int:
@@ -118,14 +167,14 @@ def _use_map(options: Namespace) -> int:
 
     source = find_model(options.source)
     target = find_model(options.target) if options.target else None
-    _check_has_weights(source, options)
+    _check_apply(source, target, options)
     check_outputs(options, [model for model in (source, target) if model is not None])
     recipes = WeightMap.load(options.map)
-    recipes = recipes.inverse() if options.inverse else recipes
+    recipes = _as_stored(recipes.inverse() if options.inverse else recipes, source)
     if options.save and not options.dry_run:
         recipes.save(options.save)
     if options.apply:
-        write_weights(recipes, source, Path(options.apply), f"the map {options.map}", is_dry=options.dry_run)
+        write_weights(recipes, (source, target), options, f"the map {options.map}")
         if target is not None:
             wanted = take_inventory(target.weights or target.on_meta(), target.text)
             tell_lacking(lacking(recipes, wanted), wanted)
@@ -138,7 +187,7 @@ def _find_map(options: Namespace) -> int:
     from lit_wsl.mapper.tables import print_analysis, print_mapping
 
     source, target = find_model(options.source), find_model(options.target)
-    _check_has_weights(source, options)
+    _check_apply(source, target, options)
     check_outputs(options, [source, target])
     result, proof = _verified(source, target, options) if options.verify else (_plain(source, target, options), None)
     print_mapping(result)
@@ -159,10 +208,11 @@ def _use_result(result: "MappingResult", source: "NamedModel", target: "NamedMod
     from lit_wsl.cli.applying import lacking, tell_lacking, warn_of_buffers, write_weights
     from lit_wsl.mapper.inventory import take_inventory
 
+    recipes = _in_names_of_files(result, source, target) if options.save or options.apply else result.recipes
     if options.save and not options.dry_run:
-        result.save(options.save)
+        recipes.save(options.save)
     if options.apply:
-        write_weights(result.recipes, source, Path(options.apply), "the map", is_dry=options.dry_run)
+        write_weights(recipes, (source, target), options, "the map")
         wanted = take_inventory(result.target_module or target.weights or "", target.text)
         left = lacking(result.recipes, wanted)
         tell_lacking(left, wanted)
@@ -171,9 +221,16 @@ def _use_result(result: "MappingResult", source: "NamedModel", target: "NamedMod
     return 0
 
 
-def _check_has_weights(source: "NamedModel", options: Namespace) -> None:
+def _check_apply(source: "NamedModel", target: "NamedModel | None", options: Namespace) -> None:
+    """Refuse to apply where there are no weights, or nothing that describes the directory."""
     if options.apply and source.weights is None:
         raise WrongUsage(f"--apply needs weights, and {source.text} has none; save the map, and apply it with `--map`.")
+    if _is_directory(options) and (target is None or target.config is None):
+        why = f"{target.text} has none" if target is not None else "none is named"
+        raise WrongUsage(
+            f"--apply {options.apply}: a directory needs a TARGET with a config.json, and {why}; name a file that ends "
+            "in .safetensors."
+        )
 
 
 def _plain(source: "NamedModel", target: "NamedModel", options: Namespace) -> "MappingResult":

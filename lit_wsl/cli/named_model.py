@@ -29,6 +29,8 @@ class NamedModel:
     """File or directory of its tensors, where there is one."""
     build: Callable[[], nn.Module] | None = None
     """Makes the module, where there is one."""
+    config: Path | None = None
+    """The ``config.json`` that describes a model of transformers, where there is one."""
 
     def on_meta(self) -> nn.Module:
         """The module without memory; in memory where its constructor looks at values.
@@ -88,16 +90,16 @@ def _at(text: str, path: Path) -> NamedModel:
     """The model in a directory or file."""
     if path.is_file():
         is_config = path.suffix == ".json" and not path.name.endswith(".index.json")
-        return NamedModel(text, build=_configured(path)) if is_config else NamedModel(text, weights=path)
+        return NamedModel(text, build=_configured(path), config=path) if is_config else NamedModel(text, weights=path)
     if not path.is_dir():
         raise CheckpointError(f"{text} is no regular file; name a model directory or a file.")
-    config = path / "config.json"
-    build = _configured(config) if config.is_file() else None
+    config = path / "config.json" if (path / "config.json").is_file() else None
+    build = _configured(config) if config is not None else None
     if _holds_weights(path):
-        return NamedModel(text, weights=path, build=build)
+        return NamedModel(text, weights=path, build=build, config=config)
     if build is None:
         raise CheckpointError(f"{text} has no weight file and no config.json; name a model directory or a file.")
-    return NamedModel(text, build=build)
+    return NamedModel(text, build=build, config=config)
 
 
 def _holds_weights(directory: Path) -> bool:
