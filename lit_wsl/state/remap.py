@@ -5,7 +5,8 @@ stream), invertible, and plain JSON.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -15,13 +16,16 @@ import torch
 from torch import Tensor
 
 from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
-from lit_wsl.state.operations import Operation, operation_from_json, operation_to_json
+from lit_wsl.state.operation import Operation, Shape, listed
+from lit_wsl.state.operations import Reshape, operation_from_json, operation_to_json
 from lit_wsl.state.publish import published_file, scratch_beside
 from lit_wsl.state.reader import StateReader
 from lit_wsl.state.safetensors import TensorInfo
 from lit_wsl.state.writer import ShardedWriter
 
 VERSION = 1
+PIECE_BYTES = 1 << 20
+"""Bytes that are copied at once from file to file; more than that leaves the cache of a core."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,25 @@ class Entry:
     def apply(self, tensors: list[Tensor]) -> list[Tensor]:
         """The target tensors from the source tensors."""
         return reduce(lambda made, operation: operation.apply(made), self.operations, tensors)
+
+    def pieces(self, tensors: list[Tensor]) -> list[list[Tensor]]:
+        """The target tensors, each as pieces of any shape whose entries follow each other."""
+        steps = list(self.operations)
+        while steps and isinstance(steps[-1], Reshape):  # which leaves the entries in their order
+            steps.pop()
+        if not steps:
+            return [[tensor] for tensor in tensors]
+        *first, last = steps
+        return last.pieces(reduce(lambda made, operation: operation.apply(made), first, tensors))
+
+    def planned(self, infos: Sequence[TensorInfo]) -> list[TensorInfo]:
+        """Shapes and dtypes of the target tensors from those of the sources; tensors of several dtypes join as one."""
+        shapes, dtypes = [info.shape for info in infos], [info.dtype for info in infos]
+        for operation in self.operations:
+            shapes = operation.shapes(shapes)
+            if len(shapes) != len(dtypes):
+                dtypes = [reduce(torch.promote_types, dtypes)] * len(shapes)
+        return [TensorInfo(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
 
     def inverse(self) -> "Entry":
         """The entry from the targets back to the sources."""
@@ -112,7 +135,7 @@ class WeightMap:
         metadata: Mapping[str, str] | None = None,
         progress: Callable[[int, str], None] | None = None,
     ) -> None:
-        """Apply the map from file to file; memory holds the tensors of one entry.
+        """Apply the map from file to file; memory holds the tensors of one entry at most, mostly a piece of one.
 
         Args:
             source: Opened checkpoint.
@@ -127,11 +150,9 @@ class WeightMap:
         with published_file(path) as partial, scratch_beside(partial) as scratch:
             with ShardedWriter(scratch, infos, shard_bytes=1 << 62, metadata=metadata) as writer:
                 for entry in self.entries:
-                    for name, tensor in _made(entry, [source.read(name) for name in entry.sources]).items():
-                        writer.write(name, tensor)
-                        writer.finish(name)
+                    for name in _written(writer, entry, source):
                         if progress is not None:
-                            progress(tensor.nbytes, name)
+                            progress(infos[name].nbytes, name)
                 [file] = writer.file_names()
             (scratch / file).replace(partial)
 
@@ -203,24 +224,49 @@ def _find(state: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _made(entry: Entry, tensors: list[Tensor]) -> dict[str, Tensor]:
-    """The targets of an entry by name.
-
-    Raises:
-        CheckpointError: If the shapes of the sources do not fit the operations.
-    """
-    try:
-        made = entry.apply(tensors)
-        return dict(zip(entry.targets, made, strict=True))
-    except (RuntimeError, ValueError, IndexError) as error:
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(entry.sources, tensors, strict=True))
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"The weight map cannot make {', '.join(entry.targets)} from {shapes} ({reason}); map this source anew."
-        ) from error
+    """The targets of an entry by name."""
+    with _explained(entry, [tuple(tensor.shape) for tensor in tensors]):
+        return dict(zip(entry.targets, entry.apply(tensors), strict=True))
 
 
 def _planned(entry: Entry, source: StateReader) -> dict[str, TensorInfo]:
     """Shapes and dtypes of an entry's targets, from headers alone."""
     infos = [source.info(name) for name in entry.sources]
-    empty = [torch.empty(info.shape, dtype=info.dtype, device="meta") for info in infos]
-    return {name: TensorInfo(tuple(t.shape), t.dtype) for name, t in _made(entry, empty).items()}
+    with _explained(entry, [info.shape for info in infos]):
+        return dict(zip(entry.targets, entry.planned(infos), strict=True))
+
+
+@contextmanager
+def _explained(entry: Entry, shapes: Sequence[Shape]) -> Iterator[None]:
+    """Say of what does not fit which entry it is.
+
+    Raises:
+        CheckpointError: If the shapes of the sources do not fit the operations, or these the targets.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        sources = listed(f"{name} {shape}" for name, shape in zip(entry.sources, shapes, strict=True))
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"The weight map cannot make {listed(entry.targets)} from {sources} ({reason}); map this source anew."
+        ) from error
+
+
+def _written(writer: ShardedWriter, entry: Entry, source: StateReader) -> Iterator[str]:
+    """Write the targets of an entry piece by piece; yields the name of each that is finished."""
+    made = entry.pieces([source.read(name) for name in entry.sources])
+    for name, pieces in zip(entry.targets, made, strict=True):
+        start = 0
+        for rows in (rows for piece in pieces for rows in _cut(piece)):
+            writer.write(name, rows.to(writer.infos[name].dtype), start)
+            start += rows.numel()
+        writer.finish(name)
+        yield name
+
+
+def _cut(tensor: Tensor) -> Sequence[Tensor]:
+    """Rows of a tensor, as many at once as ``PIECE_BYTES`` hold."""
+    if tensor.nbytes <= PIECE_BYTES or not tensor.dim():
+        return [tensor]
+    return tensor.split(max(1, PIECE_BYTES * len(tensor) // tensor.nbytes))

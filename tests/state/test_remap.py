@@ -1,12 +1,15 @@
 """Weight maps: every operation loses nothing, in memory and from file to file."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.state import remap
 from lit_wsl.state.operations import Fuse, PermuteHeads, Reshape, Split, Stack, Transpose, Unstack
 from lit_wsl.state.reader import MemoryReader, open_state
 from lit_wsl.state.remap import Entry, WeightMap, copies
@@ -76,7 +79,9 @@ def test_json_keeps_the_map(tmp_path, state):
     assert all(torch.equal(tensor, MAP.apply(state)[name]) for name, tensor in again.apply(state).items())
 
 
-def test_file_to_file(tmp_path, state):
+@pytest.mark.parametrize("piece", [1, 20, 1 << 20])
+def test_file_to_file(tmp_path, state, monkeypatch, piece):
+    monkeypatch.setattr(remap, "PIECE_BYTES", piece)
     save_file(state, tmp_path / "in.safetensors")
     MAP.write(open_state(tmp_path / "in.safetensors"), tmp_path / "new" / "out.safetensors")
     written = load_file(tmp_path / "new" / "out.safetensors")
@@ -84,6 +89,76 @@ def test_file_to_file(tmp_path, state):
     assert set(written) == set(made)
     assert all(torch.equal(written[name], made[name]) for name in made)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.safetensors"]
+
+
+def test_the_way_back_from_file_to_file(tmp_path, state):
+    save_file(state, tmp_path / "in.safetensors")
+    MAP.write(open_state(tmp_path / "in.safetensors"), tmp_path / "out.safetensors")
+    MAP.inverse().write(open_state(tmp_path / "out.safetensors"), tmp_path / "back.safetensors")
+    back = load_file(tmp_path / "back.safetensors")
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+
+
+def test_joined_experts_are_laid_out_as_they_are_made(tmp_path):
+    parts = {f"{part}{expert}": torch.randn(3, 2) for expert in range(2) for part in ("gate", "up")}
+    steps = (Fuse((3,) * 4), Reshape((12, 2), (2, 6, 2)))
+    WeightMap((Entry(tuple(parts), ("experts",), steps),)).write(MemoryReader(parts), tmp_path / "out.safetensors")
+    written = load_file(tmp_path / "out.safetensors")["experts"]
+    assert torch.equal(written[1], torch.cat([parts["gate1"], parts["up1"]]))
+
+
+def test_parts_of_several_dtypes_become_one_that_holds_all(tmp_path):
+    parts = {"a": torch.randn(2, 3), "b": torch.randn(2, 3).bfloat16(), "i": torch.tensor(3), "s": torch.tensor(0.5)}
+    entries = (
+        Entry(("a", "b"), ("rows",), (Fuse((2, 2)),)),
+        Entry(("a", "b"), ("columns",), (Fuse((3, 3), dim=1), Transpose())),
+        Entry(("b", "a"), ("x", "y"), (Transpose(),)),
+        Entry(("i", "s"), ("z",), (Stack(2),)),
+    )
+    made = WeightMap(entries).apply(parts)
+    WeightMap(entries).write(MemoryReader(parts), tmp_path / "out.safetensors")
+    written = load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(written[name], tensor) for name, tensor in made.items())
+    assert {name: tensor.dtype for name, tensor in written.items()} == {name: t.dtype for name, t in made.items()}
+    assert [made[name].dtype for name in ("rows", "x", "y")] == [torch.float32, torch.bfloat16, torch.float32]
+
+
+def test_writing_imports_no_symbolic_mathematics(tmp_path, state):
+    save_file(state, tmp_path / "in.safetensors")
+    MAP.save(tmp_path / "map.json")
+    program = """
+import sys
+from pathlib import Path
+from lit_wsl.state.reader import open_state
+from lit_wsl.state.remap import WeightMap
+recipes = WeightMap.load("map.json")
+recipes.write(open_state("in.safetensors"), Path("out.safetensors"))
+recipes.inverse().write(open_state("out.safetensors"), Path("back.safetensors"))
+assert "sympy" not in sys.modules and "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, check=True)
+
+
+def test_many_sources_make_a_short_message():
+    experts = tuple(f"e{number}" for number in range(64))
+    entry = Entry(experts, ("stacked",), (Stack(64),))
+    state = {name: torch.zeros(2) for name in experts} | {"e63": torch.zeros(3)}
+    with pytest.raises(CheckpointError) as refused:
+        WeightMap((entry,)).apply(state)
+    assert str(refused.value) == (
+        "The weight map cannot make stacked from e0 (2,), e1 (2,), e2 (2,), e3 (2,) and 60 more "
+        "(stack needs 64 equal tensors of at least 0 dimensions, got 63 × (2,), 1 × (3,)); "
+        "map this source anew."
+    )
+
+
+def test_as_many_targets_as_the_operations_make(tmp_path, state):
+    recipes = WeightMap((Entry(("fused",), ("gate", "up", "more"), (Split((8, 8)),)),))
+    with pytest.raises(CheckpointError, match="cannot make gate, up, more from fused"):
+        recipes.apply(state)
+    with pytest.raises(CheckpointError, match="cannot make gate, up, more from fused"):
+        recipes.write(MemoryReader(state), tmp_path / "out.safetensors")
 
 
 def test_a_source_that_does_not_fit(tmp_path, state):
