@@ -127,6 +127,14 @@ class WeightMap:
             made.update(_made(entry, [_find(state, name) for name in entry.sources]))
         return made
 
+    def planned(self, source: StateReader) -> dict[str, TensorInfo]:
+        """Shapes and dtypes of the targets, from the headers of a source alone.
+
+        Raises:
+            CheckpointError: If a source is missing, or has another shape than the map was made for.
+        """
+        return {name: info for entry in self.entries for name, info in _planned(entry, source).items()}
+
     def write(
         self,
         source: StateReader,
@@ -146,7 +154,7 @@ class WeightMap:
         Raises:
             CheckpointError: If a source does not fit, or the file cannot be written.
         """
-        infos = {name: info for entry in self.entries for name, info in _planned(entry, source).items()}
+        infos = self.planned(source)
         with published_file(path) as partial, scratch_beside(partial) as scratch:
             with ShardedWriter(scratch, infos, shard_bytes=1 << 62, metadata=metadata) as writer:
                 for entry in self.entries:

@@ -91,6 +91,13 @@ def test_file_to_file(tmp_path, state, monkeypatch, piece):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.safetensors"]
 
 
+def test_the_plan_is_what_is_made(state):
+    planned, made = MAP.planned(MemoryReader(state)), MAP.apply(state)
+    assert [(name, info.shape, info.dtype) for name, info in planned.items()] == [
+        (name, tuple(tensor.shape), tensor.dtype) for name, tensor in made.items()
+    ]
+
+
 def test_the_way_back_from_file_to_file(tmp_path, state):
     save_file(state, tmp_path / "in.safetensors")
     MAP.write(open_state(tmp_path / "in.safetensors"), tmp_path / "out.safetensors")
