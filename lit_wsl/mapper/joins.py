@@ -184,9 +184,11 @@ def _stacks(parts: Sequence[Template], wholes: Sequence[Template]) -> list[Unit]
 
 def _stack(family: Family, whole: Module) -> Unit | None:
     """The stack of a list's layers that gives a tensor, if there is one."""
-    count = len(family.blocks)
+    count, shape = len(family.blocks), whole.main.first.shape
+    if len(shape) < 2 or shape[0] != count:
+        return None
     blocks = [modules_of([_inside(t, len(family.pattern)) for t in block]) for block in family.blocks.values()]
-    if len(whole.main.first.shape) < 2 or whole.main.first.shape[0] != count or len({len(b) for b in blocks}) > 1:
+    if len({len(block) for block in blocks}) > 1:
         return None
     options: list[tuple[float, int, Unit]] = []
     for members in _layer_sets(blocks[0]):
