@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -18,7 +18,7 @@ from lit_wsl.state.reader import StateReader, open_state
 
 Kind = Literal["parameter", "statistic", "buffer"]
 Shape = tuple[int, ...]
-Source = nn.Module | StateReader | str | Path | Mapping[str, Any]
+Source = Union[nn.Module, StateReader, str, Path, Mapping[str, Any], "Inventory"]
 
 STATISTICS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
 """Buffers that a normalization counts while it trains."""
@@ -84,14 +84,16 @@ def take_inventory(source: Source, where: str = "") -> Inventory:
 
     Args:
         source: A module, an opened checkpoint, a path that :func:`~lit_wsl.state.reader.open_state` reads, a state
-            dict, or a mapping of names to shapes.
+            dict, a mapping of names to shapes, or an inventory that was taken before.
         where: What to call it in messages; default its class or path.
 
     Raises:
         CheckpointError: If a file cannot be opened.
         ConfigError: If the model has no tensor, or values of the mapping are neither tensors nor shapes.
     """
-    if isinstance(source, nn.Module):
+    if isinstance(source, Inventory):
+        inventory = replace(source, where=where or source.where)
+    elif isinstance(source, nn.Module):
         inventory = _of_module(source, where or type(source).__name__)
     elif isinstance(source, StateReader):
         inventory = _of_reader(source, where or source.where)
@@ -99,7 +101,8 @@ def take_inventory(source: Source, where: str = "") -> Inventory:
         inventory = _of_mapping(source, where or "state dict")
     elif not isinstance(source, (str, Path)):
         raise ConfigError(
-            f"A model is given as a module, a path, a state dict, or names with shapes; got {type(source).__name__}."
+            "A model is given as a module, a path, a state dict, names with shapes, or an inventory; got "
+            f"{type(source).__name__}."
         )
     else:
         reader = open_state(source)

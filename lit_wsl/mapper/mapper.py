@@ -35,7 +35,8 @@ class WeightMapper:
             Recipes are exact always.
         buffer_matching_mode: ``exclude`` leaves all buffers out; ``lenient`` maps those that fit; ``strict`` rejects a
             module of which a buffer is missing or does not fit.
-        source_params: State dict, checkpoint (file or directory, read by header only), or names and shapes.
+        source_params: State dict, checkpoint (file or directory, read by header only), names and shapes, or an
+            inventory that was taken before.
         target_params: The same for the target.
         dummy_input: Input that both modules take; then the order of execution counts instead of the order of
             registration, and :meth:`suggest_mapping` can validate outputs.
@@ -169,8 +170,8 @@ class WeightMapper:
             raise ConfigError(f"Give `{side}_module` or `{side}_params`; {what} was given.")
         if module is not None and not isinstance(module, nn.Module):
             raise ConfigError(
-                f"`{side}_module` is a {type(module).__name__}, no module; pass state dicts, paths and shapes as "
-                f"`{side}_params`."
+                f"`{side}_module` is a {type(module).__name__}, no module; pass state dicts, paths, shapes and "
+                f"inventories as `{side}_params`."
             )
         inventory = take_inventory(module if module is not None else params)  # type: ignore[arg-type]
         if module is not None and self.dummy_input is not None:
