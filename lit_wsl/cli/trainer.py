@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_wsl.callbacks.save_adapter import SaveAdapter as SaveAdapter  # `as`: found by the short name in YAML
 from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback as UniversalCheckpointCallback
+from lit_wsl.callbacks.weight_map_init import WeightMapInit as WeightMapInit
 from lit_wsl.cli.commands import TRAINER_COMMANDS
 from lit_wsl.cli.parser import OneLineErrors
 from lit_wsl.cli.refusals import is_refusal, refused_option

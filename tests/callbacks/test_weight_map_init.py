@@ -358,7 +358,7 @@ trainer:
   logger: false
   enable_checkpointing: false
   callbacks:
-    - class_path: lit_wsl.callbacks.weight_map_init.WeightMapInit
+    - class_path: WeightMapInit
       init_args: {checkpoint: hf.safetensors, module: model}
 """
 
@@ -375,3 +375,9 @@ def test_public_names():
     assert lit_wsl.WeightMapInit is WeightMapInit
     assert lit_wsl.WeightMapper is WeightMapper
     assert lit_wsl.WeightMap is WeightMap
+
+
+def test_the_command_line_knows_it_by_its_short_name():
+    code = "import lit_wsl.cli.trainer as t; from lightning import Callback; print(*t._class_names(Callback))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert "WeightMapInit" in done.stdout.split()
