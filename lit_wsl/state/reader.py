@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_wsl.errors import CheckpointError, did_you_mean
+from lit_wsl.state.beginnings import fault_of, looks_like_safetensors
 from lit_wsl.state.formats import unwrap
 from lit_wsl.state.safetensors import SafetensorsFile
 from lit_wsl.state.safetensors import TensorInfo as TensorInfo
@@ -175,12 +176,22 @@ def open_state(source: str | Path | Mapping[str, Tensor]) -> StateReader:
     if path.name.endswith(".index.json"):
         return _open_index(path)
     if path.suffix == ".safetensors":
-        return SafetensorsReader(path, [SafetensorsFile(path)])
+        return SafetensorsReader(path, [_open_safetensors(path)])
     if path.suffix in TORCH_SUFFIXES:
         return MemoryReader(_load_torch(path), str(path), [path])
     raise CheckpointError(
         f"{path} is no checkpoint; expected .safetensors, {', '.join(TORCH_SUFFIXES)}, an index or a directory."
     )
+
+
+def _open_safetensors(path: Path) -> SafetensorsFile:
+    """Open a safetensors file; of one that is something else, say what."""
+    try:
+        return SafetensorsFile(path)
+    except CheckpointError as error:
+        if looks_like_safetensors(path):
+            raise
+        raise CheckpointError(f"{path} cannot be read {fault_of(path)}.") from error
 
 
 def _open_directory(directory: Path) -> StateReader:
@@ -201,28 +212,33 @@ def _open_index(index: Path) -> StateReader:
     """Open every shard that an index names; the index must agree with the shards and stay inside its folder."""
     weight_map = _read_weight_map(index)
     files = list(dict.fromkeys(weight_map.values()))
-    paths = [_shard_path(index, file) for file in files]
+    paths = [shard_path(index, file) for file in files]
     if paths and paths[0].suffix in TORCH_SUFFIXES:
         merged: dict[str, Tensor] = {}
         for path in paths:
             merged.update(_load_torch(path))
         return _checked_against(index, weight_map, MemoryReader(merged, str(index.parent), paths))
-    return _checked_against(index, weight_map, SafetensorsReader(index.parent, [SafetensorsFile(p) for p in paths]))
+    return _checked_against(index, weight_map, SafetensorsReader(index.parent, list(map(_open_safetensors, paths))))
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{index} is no weight index ({error!r}); download or write it again.") from error
+        reason = "it has no `weight_map`" if isinstance(error, (KeyError, TypeError)) else str(error)
+        raise CheckpointError(f"{index} is no weight index ({reason}); download or write it again.") from error
     pairs = weight_map.items() if isinstance(weight_map, dict) else ()
     if not pairs or not all(isinstance(file, str) for _, file in pairs):
         raise CheckpointError(f"{index}: `weight_map` must map tensor names to files; write it again.")
     return weight_map
 
 
-def _shard_path(index: Path, file: str) -> Path:
-    """Path of a shard, which must lie in the folder of its index."""
+def shard_path(index: Path, file: str) -> Path:
+    """Path of a shard, which must lie in the folder of its index.
+
+    Raises:
+        CheckpointError: If it lies elsewhere, or is missing.
+    """
     relative = Path(file)
     if relative.is_absolute() or ".." in relative.parts or "\\" in file or "\0" in file:
         raise CheckpointError(f"{index} names {file!r}, a file outside its own directory; do not trust it.")
@@ -260,8 +276,7 @@ def read_torch_file(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(_unpickling_message(path, str(error))) from error
     except _DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
-        raise CheckpointError(f"{path} cannot be read ({reason}); it is truncated or no torch file.") from error
+        raise CheckpointError(f"{path} cannot be read {fault_of(path)}.") from error
 
 
 def _identity(path: Path) -> tuple[int, int, int]:
@@ -279,7 +294,7 @@ def _unpickling_message(path: Path, text: str) -> str:
     """What the restricted unpickler refused; torch's own advice to load it unrestricted is not passed on."""
     reason = text.partition("WeightsUnpickler error:")[2].strip() or text
     if "Unsupported operand" in reason:
-        return f"{path} cannot be read (it is no pickle); it is damaged or no torch file."
+        return f"{path} cannot be read {fault_of(path)}."
     foreign = _FOREIGN.search(reason)
     what = f"`{foreign[1]}`" if foreign else reason.splitlines()[0]
     return f"{path} holds more than weights and would run code ({what}); save its state dict alone."
