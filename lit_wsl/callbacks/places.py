@@ -17,6 +17,10 @@ from lit_wsl.state.reader import StateReader
 from lit_wsl.state.remap import Entry, WeightMap
 
 EARLIER = "call `WeightMapInit(...).load(self)` where the layers are whole and on a device instead"
+_META = (
+    "is on the meta device, without values, and cannot be filled at setup; materialise the module first, or do it in "
+    "`configure_model` (`to_empty`, then its initialisation) and call `WeightMapInit(...).load(self)` there"
+)
 _COPIED = "modules_to_save."
 
 
@@ -46,7 +50,9 @@ class Places:
         if not any(isinstance(tensor, nn.Parameter) for tensor in named.values()):
             raise ConfigError(f"{where} has no parameters yet; build them in `__init__`, or {EARLIER}.")
         for name, tensor in named.items():
-            if is_lazy(tensor) or tensor.is_meta or isinstance(tensor, DTensor):
+            if tensor.is_meta and not isinstance(tensor, DTensor):
+                raise ConfigError(f"{where}: {name!r} {_META}.")
+            if is_lazy(tensor) or isinstance(tensor, DTensor):
                 what = "is sharded" if isinstance(tensor, DTensor) else "has no values yet"
                 raise ConfigError(f"{where}: {name!r} {what} and cannot be filled at setup; {EARLIER}.")
         layout = find_layout(module)

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lit_wsl.callbacks.places import EARLIER, Places
-from lit_wsl.errors import CheckpointError, ConfigError, did_you_mean
+from lit_wsl.errors import CheckpointError, ConfigError, LitWslError, did_you_mean
 from lit_wsl.mapper.inventory import take_inventory
 from lit_wsl.mapper.mapper import WeightMapper
 from lit_wsl.mapper.result import SURE, MappingResult, Match
@@ -92,6 +92,11 @@ class WeightMapInit(Callback):
         if trainer.is_global_zero:
             logger.info("%s", message)
         self._done = pl_module
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let our error be seen: Lightning's clean-up cannot move a module off the meta device, and raises over it."""
+        if isinstance(exception, LitWslError) and any(parameter.is_meta for parameter in pl_module.parameters()):
+            trainer.strategy._lightning_module = None
 
     def load(self, module: nn.Module) -> MappingResult:
         """Fill a module at once, without a trainer: before adapters are put in, or in ``configure_model``.
