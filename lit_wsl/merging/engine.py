@@ -5,10 +5,7 @@ are cut the same way whatever the number of threads, so the result does not depe
 """
 
 import math
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -168,32 +165,6 @@ def _stacked(terms: list[LoraFactors]) -> tuple[Tensor | None, Tensor | None]:
         return None, None
     pairs = [term.stored_factors() for term in terms]
     return torch.cat([left for left, _ in pairs], dim=1), torch.cat([right for _, right in pairs])
-
-
-@contextmanager
-def parallel_parameters(threads: int = 0) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose workers merge one parameter each, while torch keeps to one core per operation.
-
-    Blocks are too small to be worth sharing out: threads that wait for each other after every block cost
-    more than they bring as soon as a core is busy with something else.
-
-    Args:
-        threads: Workers; 0 takes one per core that this process may use.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    workers = threads or _free_cores()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
-
-
-def _free_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def scan_model(plan: MergePlan) -> Any:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 import lit_wsl
 from lit_wsl.errors import ConfigError, MergeError
-from lit_wsl.merging.engine import BLOCK_ENTRIES, ParameterMerger, parallel_parameters, scan_model
+from lit_wsl.merging.engine import BLOCK_ENTRIES, ParameterMerger, scan_model
 from lit_wsl.merging.method import MergeContext, Scan, build_method
 from lit_wsl.merging.plan import MergePlan, make_plan
 from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.merging.writers import WRITERS, Writer
 from lit_wsl.state.publish import check_target, published_directory
 from lit_wsl.state.writer import write_tensors
+from lit_wsl.tensors.threads import parallel_parameters
 
 logger = logging.getLogger(__name__)
 

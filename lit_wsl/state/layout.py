@@ -32,7 +32,7 @@ class Layout:
             CheckpointError: If it cannot be read.
         """
         reader = open_state(path)
-        index = _index_of(path)
+        index = index_of(path)
         folder = path if path.is_dir() else path.parent
         shards: dict[Path, list[str]] = {file: [] for file in reader.files()}
         homes = _torch_homes(index) if index else {}
@@ -89,7 +89,8 @@ def named_files(index: Path) -> set[Path]:
     return {index.parent / file for file in read_index(index)["weight_map"].values()}
 
 
-def _index_of(path: Path) -> Path | None:
+def index_of(path: Path) -> Path | None:
+    """The index that a path is, or that its directory has."""
     if not path.is_dir():
         return path if path.name.endswith(".index.json") else None
     return next((path / name for name in INDEX_NAMES if (path / name).exists()), None)

@@ -47,11 +47,16 @@ class SafetensorsFile:
     Opening reads the header only. The file is mapped at the first read, so its pages belong to the page
     cache, not to the process.
 
+    Args:
+        path: The file.
+        damaged: Receives the name of each tensor that cannot be read, with the reason; without it the first one
+            is an error.
+
     Raises:
         CheckpointError: If the header is damaged, lies about the file, or names an unknown dtype.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, damaged: dict[str, str] | None = None) -> None:
         self.path = path
         try:
             with path.open("rb") as file:
@@ -64,9 +69,16 @@ class SafetensorsFile:
         self._offsets: dict[str, int] = {}
         self.infos: dict[str, TensorInfo] = {}
         for name, entry in header.items():
-            info, begin = _parse_entry(path, name, entry, size - self._data_start)
-            self.infos[name], self._offsets[name] = info, begin
-        self._check_layout(size - self._data_start)
+            try:
+                info, begin = _parse_entry(path, name, entry, size - self._data_start)
+            except CheckpointError as error:
+                if damaged is None:
+                    raise
+                damaged[name] = str(error)
+            else:
+                self.infos[name], self._offsets[name] = info, begin
+        if not damaged:  # else the holes are known
+            self._check_layout(size - self._data_start)
         self._map: mmap.mmap | None = None
 
     def _check_layout(self, data_bytes: int) -> None:

@@ -1,0 +1,1 @@
+"""Compare two models tensor by tensor, and take the adapter out of a fine-tuned one."""

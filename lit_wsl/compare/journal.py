@@ -1,0 +1,85 @@
+"""What is done of a comparison, line by line, so that a killed one goes on where it stood."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_wsl.compare.records import Finding
+from lit_wsl.errors import CheckpointError
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """Findings of a comparison in a file: one line for the work, then one for each tensor.
+
+    Args:
+        directory: Existing output directory.
+        work: What identifies the comparison: settings and files.
+        is_resumed: Whether to go on from what is there.
+
+    Raises:
+        CheckpointError: If another comparison is to be resumed.
+    """
+
+    def __init__(self, directory: Path, work: Mapping[str, Any], *, is_resumed: bool) -> None:
+        path = directory / NAME
+        self.finished: dict[str, Finding] = {}
+        first = {"work": work}
+        if is_resumed and path.exists():
+            header, lines = _read(path)
+            if header != first:
+                changed = sorted(key for key in work if header.get("work", {}).get(key) != work[key])
+                raise CheckpointError(
+                    f"{directory} holds a comparison with other {', '.join(changed) or 'contents'}; "
+                    "repeat it without `--resume`."
+                )
+            self.finished = {finding.name: finding for finding in lines if not finding.failed}
+        self._file = path.open("w", encoding="utf-8")
+        self._line(first)
+        for finding in self.finished.values():
+            self._line(finding.to_json())
+        self._file.flush()
+
+    def add(self, finding: Finding) -> None:
+        """Record a finished tensor."""
+        self.finished[finding.name] = finding
+        self._line(finding.to_json())
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _line(self, content: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(content) + "\n")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[Finding]]:
+    """First line and findings; a last line that was cut off is left out."""
+    first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or ["{}"]
+    try:
+        return json.loads(first), [Finding.from_json(json.loads(line)) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); repeat the comparison without `--resume`.") from error
+
+
+def read_journal(directory: Path) -> tuple[dict[str, Any], list[Finding]]:
+    """What identifies the comparison in a directory, and its findings so far.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    path = directory / NAME
+    if not path.is_file():
+        raise CheckpointError(f"{directory} holds no comparison; make one with `lit-wsl compare`.")
+    header, findings = _read(path)
+    return header.get("work", {}), findings
+
+
+def identity(files: Iterable[Path]) -> str:
+    """Fingerprint of files by path, size and time of change."""
+    told = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(set(files))]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
