@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from lit_wsl.compare.architecture import Architecture, architecture_of
 from lit_wsl.compare.examine import Subject, examine
@@ -15,6 +16,9 @@ from lit_wsl.compare.records import Finding
 from lit_wsl.compare.settings import CompareSettings
 from lit_wsl.errors import CheckpointError
 from lit_wsl.tensors.threads import free_cores, parallel_parameters
+
+if TYPE_CHECKING:
+    from lit_wsl.compare.adapter_output import ExtractionReport
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes done, bytes in all, and the tensor at hand."""
@@ -34,6 +38,8 @@ class Comparison:
     architecture: Architecture
     findings: list[Finding] = field(default_factory=list)
     seconds: float = 0.0
+    extraction: "ExtractionReport | None" = None
+    """What was written of the factors."""
     is_complete: bool = False
     """Whether every tensor was examined; False after an interruption."""
 
