@@ -199,7 +199,8 @@ def _find_map(options: Namespace) -> int:
     _check_related(result, options)
     if proof is not None:
         _check_proven(proof)
-    _warn_ambiguous(result, is_proven=proof is not None)
+    if proof is None:
+        _warn_ambiguous(result, [model.text for model in (source, target) if model.build is None])
     return _use_result(result, source, target, options)
 
 
@@ -293,12 +294,19 @@ def _check_proven(proof: Any) -> None:
     )
 
 
-def _warn_ambiguous(result: "MappingResult", *, is_proven: bool) -> None:
+def _warn_ambiguous(result: "MappingResult", without_class: list[str]) -> None:
+    """Say what is ambiguous, and how it may be settled: models can be run, mere weights cannot."""
     doubtful = [match for match in result.matches if match.is_ambiguous]
-    if not doubtful or is_proven:
+    if not doubtful:
         return
     first = ", ".join(f"{match.entry.sources[0]} → {match.entry.targets[0]}" for match in doubtful[:2])
+    settle = "settle them with `--verify`"
+    if without_class:
+        settle += (
+            f", for which {' and '.join(without_class)} must be named as a model (a directory with a config.json, or "
+            "`package.module:Class`)"
+        )
     sys.stderr.write(
-        f"Warning: {len(doubtful)} of {len(result.matches)} recipes are ambiguous, first {first}; "
-        "settle them with `--verify`, or drop them with a higher `--threshold`.\n"
+        f"Warning: {len(doubtful)} of {len(result.matches)} recipes are ambiguous, first {first}; {settle}, or drop "
+        "them with a higher `--threshold`.\n"
     )

@@ -56,6 +56,20 @@ number = 3
 """
 
 
+TWINS = """
+from torch import nn
+
+class One(nn.Module):
+    def __init__(self, names=("x", "y")):
+        super().__init__()
+        self.enc = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in names})
+
+class Two(One):
+    def __init__(self):
+        super().__init__(("p", "q"))
+"""
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with a module of models, and weights of two of them."""
@@ -163,6 +177,13 @@ def test_ambiguous_matches_are_named(capsys, tmp_path, monkeypatch):
     assert run(["map", "one.safetensors", "two.safetensors", "--threshold", "0"]) == 0
     said = capsys.readouterr()
     assert "recipes are ambiguous, first enc.a.weight → dec." in said.err
+    assert "for which one.safetensors and two.safetensors must be named as a model (a directory with" in said.err
+    Path("twins.py").write_text(TWINS)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert run(["map", "twins:One", "twins:Two", "--threshold", "0"]) == 0
+    assert "settle them with `--verify`, or drop them" in capsys.readouterr().err
+    assert run(["map", "one.safetensors", "twins:Two", "--threshold", "0"]) == 0
+    assert "for which one.safetensors must be named" in capsys.readouterr().err
     assert "Ambiguous" in said.out
     assert "of the same shape" in said.out or "little speaks for it" in said.out
 
