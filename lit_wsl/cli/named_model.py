@@ -1,9 +1,11 @@
 """A model as it is named on the command line: weights, a configuration, a class or function, or a timm name."""
 
+import glob
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from lit_wsl.state.reader import INDEX_NAMES, SINGLE_NAMES, TORCH_SUFFIXES
 
 _TIMM = "timm:"
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.\w+)*:\w+")
+_CLASS = re.compile(r"(?:\./)?([A-Za-z_][\w/]*(?:\.[a-z_]\w*)*?)(?:(?:\.py)?:|\.)([A-Z]\w*)")
+"""A class as it is often written: of a file, or after a dot."""
 _FILES = (".safetensors", ".json", *TORCH_SUFFIXES)
 
 
@@ -67,10 +71,14 @@ def find_model(text: str) -> NamedModel:
     if text.startswith(_TIMM):
         return NamedModel(text, build=_timm_builder(text.removeprefix(_TIMM)))
     is_there = Path(text).expanduser().exists()
-    if not is_there and not (text.startswith(PACKAGE) and "/" in text) and _FACTORY.fullmatch(text):
+    is_factory = _FACTORY.fullmatch(text) and ".py:" not in text
+    if not is_there and not (text.startswith(PACKAGE) and "/" in text) and is_factory:
         return NamedModel(text, build=_factory(text))
     if not is_there and text.endswith(_FILES):
-        raise CheckpointError(f"{text} does not exist; check the path.")
+        hint = _meant(text)
+        raise CheckpointError(
+            f"{text} does not exist. Did you mean {hint!r}?" if hint else f"{text} does not exist; check the path."
+        )
     return _at(text, _found_path(text))
 
 
@@ -78,12 +86,27 @@ def _found_path(text: str) -> Path:
     try:
         return model_path(text)
     except CheckpointError as error:
+        hint = _meant(text)
+        if hint:
+            raise CheckpointError(f"{text!r} is no path and names no model. Did you mean {hint!r}?") from error
         if "/" in text:
             raise
         raise CheckpointError(
             f"{text!r} is no path and names no model; give a checkpoint, a model directory, its config.json, "
             "`package.module:Class` or `timm:NAME`."
         ) from error
+
+
+def _meant(text: str) -> str:
+    """A path or class that is written nearly so; empty where there is none."""
+    spelt = _CLASS.fullmatch(text)
+    if spelt is not None:
+        return f"{spelt[1].replace('/', '.')}:{spelt[2]}"
+    path = Path(text).expanduser()
+    alike = path.parent.glob(f"*{glob.escape(path.suffix)}") if path.parent.is_dir() else ()
+    stems = {other.name.removesuffix(path.suffix): other for other in alike}
+    near = get_close_matches(path.stem, stems, n=1)  # an ending that both have makes nothing near
+    return str(stems[near[0]]) if near else ""
 
 
 def _at(text: str, path: Path) -> NamedModel:

@@ -299,6 +299,12 @@ def test_wrong_usage(capsys, folder, argv, words):
     [
         ("none.safetensors", "does not exist; check the path"),
         ("nonsense", "is no path and names no model"),
+        ("odl.safetensors", "does not exist. Did you mean 'old.safetensors'?"),
+        ("emty", "Did you mean 'empty'?"),
+        ("./own_models:New", "Did you mean 'own_models:New'?"),
+        ("own_models.py:New", "Did you mean 'own_models:New'?"),
+        ("own_models.New", "Did you mean 'own_models:New'?"),
+        ("org/own.models.New", "Did you mean 'org.own.models:New'?"),
         ("empty", "has no weight file and no config.json"),
         ("hostile.pt", "would run code"),
         ("cut.safetensors", "cut.safetensors"),
