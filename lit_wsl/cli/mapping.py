@@ -98,6 +98,10 @@ def _check_usage(options: Namespace) -> None:
         raise WrongUsage("--map needs `--apply OUT`, or `--save` for its inverse.")
     if options.map is not None and (options.verify or options.report):
         raise WrongUsage("--map takes no --verify and no --report; they go with SOURCE and TARGET.")
+    if options.map is not None and Path(options.map).suffix.lower() != ".json":
+        raise WrongUsage(
+            f"--map {options.map}: name a .json file that `--save` wrote; checkpoints are SOURCE and TARGET."
+        )
     if options.dummy_input and not options.verify:
         raise WrongUsage("--dummy_input goes with --verify.")
     endings = (("save", (".json",)), ("report", _REPORTS))

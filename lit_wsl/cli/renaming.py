@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 def configure_rename(parser: ArgumentParser) -> None:
     """Options of the command, in the order in which the renamings are done."""
-    parser.add_argument("checkpoint", type=str, help="Safetensors or torch file, model directory, or index.")
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=str | None,
+        default=None,
+        help="Safetensors or torch file, model directory, or index; it stands before `--list`.",
+    )
     parser.add_argument(
         "--output", type=str | None, default=None, help="A .safetensors file, or a directory that keeps the shards."
     )
@@ -40,6 +46,10 @@ def configure_rename(parser: ArgumentParser) -> None:
 
 def run_rename(options: Namespace) -> int:
     """Rename, list, or say what would be renamed."""
+    if options.checkpoint is None:
+        where = f" before `--list`, which took {options.list!r} as a pattern" if options.list else ""
+        sys.stderr.write(f"lit-wsl rename: Name the checkpoint{where}. See `lit-wsl rename --help`.\n")
+        return 2
     mapping = _mapping(options.map, options.map_file)
     asked = bool(mapping or options.remove_prefix or options.replace or options.add_prefix)
     if options.list is None and not asked:
@@ -87,9 +97,11 @@ def _list(renamer: "WeightRenamer", pattern: str) -> int:
 
 def _save(renamer: "WeightRenamer", options: Namespace) -> int:
     from lit_wsl.cli.progress import progress_bar
+    from lit_wsl.state.publish import check_writable
 
     if renamer.is_in_place(options.output) and not options.overwrite:
         raise CheckpointError(f"Output {options.output} is the input; choose another, or pass `--overwrite`.")
+    check_writable(Path(options.output).parent)
     count, total = len(renamer.renamed), len(renamer.list_keys())
     with progress_bar("renaming") as progress:
         output = renamer.save(options.output, overwrite=options.overwrite, progress=progress)

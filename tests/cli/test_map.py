@@ -279,6 +279,7 @@ def test_models_that_run_are_proven(capsys, folder, mode):
         (["old.safetensors"], "TARGET is missing"),
         (["old.safetensors", "new.safetensors", "--inverse"], "--inverse needs a saved `--map`"),
         (["old.safetensors", "--map", "m.json"], "--map needs `--apply OUT`"),
+        (["old.safetensors", "--map", "new.safetensors", "--apply", "a.safetensors"], "that `--save` wrote"),
         (["old.safetensors", "--map", "m.json", "--save", "a.json", "--verify"], "takes no --verify"),
         (["old.safetensors", "new.safetensors", "--apply", "made.pt"], "ends in .safetensors"),
         (["old.safetensors", "new.safetensors", "--report", "report.txt"], "ends in .json or .html"),

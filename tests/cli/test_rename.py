@@ -100,13 +100,18 @@ def test_mistakes_are_one_line(capsys, file, tmp_path, argv, words):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_the_checkpoint_is_named(capsys, file):
+    one_line(capsys, 2, ["rename"], "Name the checkpoint.")
+    one_line(capsys, 2, ["rename", "--list", "a.safetensors"], "before `--list`, which took 'a.safetensors'")
+
+
 def test_outputs_that_are_refused(capsys, file, tmp_path):
     (tmp_path / "b.safetensors").write_text("precious")
     argv = ["rename", "a.safetensors", "--add_prefix", "x."]
     one_line(capsys, 1, argv, "Nowhere to write")
     one_line(capsys, 1, [*argv, "--output", "b.safetensors"], "exists", "--overwrite")
     one_line(capsys, 1, [*argv, "--output", "b.pt"], "no safetensors")
-    one_line(capsys, 1, [*argv, "--output", "a.safetensors/b.safetensors"], "could not be written")
+    one_line(capsys, 1, [*argv, "--output", "a.safetensors/b.safetensors"], "cannot be used", "is a file")
     one_line(capsys, 2, [*argv, "--ouput", "x"], "Did you mean 'output'?")
     assert (tmp_path / "b.safetensors").read_text() == "precious"
 

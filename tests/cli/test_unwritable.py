@@ -49,4 +49,4 @@ def test_a_parent_that_is_a_file(capsys, argv, option, inside):
 def test_rename_says_the_same(capsys, argv):
     Path("file").touch()
     argv = ["rename", "one.safetensors", "--add_prefix", "x.", "--output", "file/out.safetensors"]
-    one_line(capsys, 1, argv, "file", "could not be written")
+    one_line(capsys, 1, argv, "cannot be used", "file is a file")
