@@ -17,8 +17,8 @@ def page(result: MappingResult) -> str:
     doubtful = [row for row in rows if row.is_ambiguous]
     title = f"{result.source.where} → {result.target.where}"
     sections = [
-        _section("Ambiguous", "another reading is about as likely", map(_recipe, doubtful), len(doubtful)),
-        _section("Recipes", "", map(_recipe, [row for row in rows if not row.is_ambiguous]), len(rows) - len(doubtful)),
+        _section("Ambiguous", "another reading is about as likely", doubtful),
+        _section("Recipes", "", [row for row in rows if not row.is_ambiguous]),
         _left_section("Source tensors that are not mapped", left_over_sources(result)),
         _left_section("Target tensors that nothing makes", left_over_targets(result)),
     ]
@@ -48,13 +48,14 @@ def _coverage(result: MappingResult) -> str:
     return "".join(f'<p class="coverage">{_bar(share, f"{share:.1%}")} {text}</p>' for share, text in sides)
 
 
-def _section(title: str, subtitle: str, items: Iterable[str], count: int) -> str:
-    if not count:
+def _section(title: str, subtitle: str, rows: Sequence[Row]) -> str:
+    if not rows:
         return ""
+    count = sum(len(row.matches) for row in rows)
     head = "<span></span><span>source</span><span>target</span><span>operation</span><span>shape</span>"
     return (
         f"<section><h2>{title} <small>{count}{' · ' + subtitle if subtitle else ''}</small></h2>"
-        f'<div class="row head">{head}<span>score</span></div>{"".join(items)}</section>'
+        f'<div class="row head">{head}<span>score</span></div>{"".join(map(_recipe, rows))}</section>'
     )
 
 
