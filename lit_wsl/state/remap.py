@@ -24,7 +24,7 @@ from lit_wsl.state.safetensors import TensorInfo
 from lit_wsl.state.writer import ShardedWriter
 
 VERSION = 1
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 19
 """Bytes that are copied at once from file to file; more than that leaves the cache of a core."""
 
 
@@ -273,8 +273,17 @@ def _written(writer: ShardedWriter, entry: Entry, source: StateReader) -> Iterat
         yield name
 
 
-def _cut(tensor: Tensor) -> Sequence[Tensor]:
+def _cut(tensor: Tensor) -> Iterator[Tensor]:
     """Rows of a tensor, as many at once as ``PIECE_BYTES`` hold."""
     if tensor.nbytes <= PIECE_BYTES or not tensor.dim():
-        return [tensor]
-    return tensor.split(max(1, PIECE_BYTES * len(tensor) // tensor.nbytes))
+        yield tensor
+    elif rows := PIECE_BYTES * len(tensor) // tensor.nbytes:
+        yield from map(_whole_turn, tensor.split(rows))
+    else:
+        for part in tensor:
+            yield from _cut(part)
+
+
+def _whole_turn(rows: Tensor) -> Tensor:
+    """Rows of a transposed matrix as a transpose of their own, which torch lays out ten times as fast."""
+    return rows.T.contiguous().T if rows.dim() == 2 and rows.stride(0) == 1 else rows

@@ -79,7 +79,7 @@ def test_json_keeps_the_map(tmp_path, state):
     assert all(torch.equal(tensor, MAP.apply(state)[name]) for name, tensor in again.apply(state).items())
 
 
-@pytest.mark.parametrize("piece", [1, 20, 1 << 20])
+@pytest.mark.parametrize("piece", [1, 20, 50, 1 << 20])
 def test_file_to_file(tmp_path, state, monkeypatch, piece):
     monkeypatch.setattr(remap, "PIECE_BYTES", piece)
     save_file(state, tmp_path / "in.safetensors")
@@ -105,6 +105,16 @@ def test_the_way_back_from_file_to_file(tmp_path, state):
     back = load_file(tmp_path / "back.safetensors")
     assert set(back) == set(state)
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+
+
+def test_turned_tensors_larger_than_a_piece(tmp_path):
+    shapes = {"matrix": (700, 300), "experts": (2, 700, 500), "conv": (9, 8, 7)}
+    state = {name: torch.randn(shape) for name, shape in shapes.items()}
+    turns = {"matrix": (1, 0), "experts": (0, 2, 1), "conv": (2, 0, 1)}
+    recipes = WeightMap(tuple(Entry((name,), (name,), (Transpose(dims),)) for name, dims in turns.items()))
+    recipes.write(MemoryReader(state), tmp_path / "out.safetensors")
+    written = load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(written[name], tensor.permute(turns[name])) for name, tensor in state.items())
 
 
 def test_joined_experts_are_laid_out_as_they_are_made(tmp_path):
