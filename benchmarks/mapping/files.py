@@ -84,6 +84,7 @@ def _there_and_back(
         row = {"pair": name, "way": way, "bytes": size, "mapped": share, "is_exact": is_exact}
         row |= {"copy": statistics.median(copies), "seconds": statistics.median(applied)}
         row |= {"least_copy": min(copies), "least_seconds": min(applied)}
+        row["ratio"] = statistics.median(one / other for one, other in zip(applied, copies, strict=True))
         rows.append(row | {"peak_anonymous": max(peaks), "beyond_imports": max(peaks) - imports})
     return rows
 

@@ -133,7 +133,7 @@ def _print_applying(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['bytes'] / 1e9:.2f}",
             f"{row['mapped']:.0%}",
             *(f"{row['bytes'] / 1e6 / row[key]:.0f}" for key in ("seconds", "copy")),
-            f"{row['seconds'] / row['copy']:.2f}",
+            f"{row['ratio']:.2f}",
             f"{row['least_seconds'] / row['least_copy']:.2f}",
             *(f"{row[key] / 1e6:.0f}" for key in ("peak_anonymous", "beyond_imports")),
             "yes" if row["is_exact"] else "**no**",
