@@ -64,7 +64,7 @@ class WeightMapInit(Callback):
     ) -> None:
         for name, share in (("threshold", threshold), ("min_coverage", min_coverage)):
             if not 0.0 <= share <= 1.0:
-                raise ConfigError(f"`0 <= {name} <= 1` must hold, got {share}.")
+                raise ConfigError(f"WeightMapInit: `0 <= {name} <= 1` must hold, got {share}.")
         self.checkpoint = Path(checkpoint)
         self.module = module
         self.weight_map = weight_map

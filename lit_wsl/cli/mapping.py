@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_wsl.errors import ConfigError
+from lit_wsl.state.sizes import read_size
 
 if TYPE_CHECKING:
     from lit_wsl.cli.named_model import NamedModel
@@ -112,6 +113,8 @@ def _check_usage(options: Namespace) -> None:
         raise WrongUsage(f"--apply {options.apply}: name a file that ends in .safetensors, or a directory.")
     if options.shard_size is not None and not _is_directory(options):
         raise WrongUsage("--shard_size goes with a directory as `--apply OUT`.")
+    if options.shard_size is not None:
+        read_size(options.shard_size)
     if not 0.0 <= options.min_coverage <= 1.0:
         raise WrongUsage(f"`0 <= min_coverage <= 1` must hold, got {options.min_coverage}.")
 

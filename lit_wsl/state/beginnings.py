@@ -15,27 +15,22 @@ _TEXT = frozenset(string.printable.encode())
 def fault_of(path: Path) -> str:
     """Why a file cannot be read as the checkpoint that its name says, and a remedy, for a message."""
     try:
+        known = known_fault(path)
         with path.open("rb") as file:
-            start, size = file.read(_LOOKED_AT), file.seek(0, 2)
+            start = file.read(8)
     except OSError as error:
         return f"({error.strerror}); check the path and its permissions"
-    return (
-        _known(path, start, size) or f"(it begins with the bytes {start[:8].hex(' ')}); it is no checkpoint, or damaged"
-    )
+    return known or f"(it begins with the bytes {start.hex(' ')}); it is no checkpoint, or damaged"
 
 
-def looks_like_safetensors(path: Path) -> bool:
-    """Whether a length and an opening brace stand at the beginning of a file, or it cannot be read at all."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError:
-        return True
-    return start[8:] == b"{" and start[7:8] == b"\0"
+def known_fault(path: Path) -> str | None:
+    """The same where a file begins in a way that is known; None where it does not.
 
-
-def _known(path: Path, start: bytes, size: int) -> str | None:
-    """The fault of a file that begins in a way that is known."""
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start, size = file.read(_LOOKED_AT), file.seek(0, 2)
     is_safetensors = path.suffix == ".safetensors"
     if not start:
         return "(it is empty); copy or write it again"
@@ -49,7 +44,9 @@ def _known(path: Path, start: bytes, size: int) -> str | None:
         if start.startswith(_ZIP) and zipfile.is_zipfile(path):
             return "(it is a zip archive whose content torch did not write, or is damaged); save it with `torch.save`"
         return f"(it is truncated or damaged, with {size} bytes); copy or write it again"
-    if looks_like_safetensors(path):
+    if start[7:9] == b"\0{":  # behind the length of the header
+        if is_safetensors:
+            return None
         return "(it begins like a safetensors file); name it .safetensors"
     if set(start) <= _TEXT:
         return f"(it is text that begins with {_shown(start)!r}); check the path"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_wsl.errors import CheckpointError, did_you_mean
-from lit_wsl.state.beginnings import fault_of, looks_like_safetensors
+from lit_wsl.state.beginnings import fault_of, known_fault
 from lit_wsl.state.formats import unwrap
 from lit_wsl.state.safetensors import SafetensorsFile
 from lit_wsl.state.safetensors import TensorInfo as TensorInfo
@@ -189,9 +189,10 @@ def _open_safetensors(path: Path) -> SafetensorsFile:
     try:
         return SafetensorsFile(path)
     except CheckpointError as error:
-        if looks_like_safetensors(path):
+        fault = None if isinstance(error.__cause__, OSError) else known_fault(path)
+        if fault is None:
             raise
-        raise CheckpointError(f"{path} cannot be read {fault_of(path)}.") from error
+        raise CheckpointError(f"{path} cannot be read {fault}.") from error
 
 
 def _open_directory(directory: Path) -> StateReader:

@@ -147,6 +147,7 @@ def test_directories_that_are_refused(capsys, folder):
     one_line(capsys, 2, [*argv, "vit_models:vit", "--apply", "out"], "needs a TARGET with a config.json")
     one_line(capsys, 2, [*argv, "--map", "m.json", "--apply", "out"], "none is named")
     one_line(capsys, 2, [*argv, "hf", "--apply", "o.safetensors", "--shard_size", "1MB"], "goes with a directory")
+    one_line(capsys, 1, [*argv, "hf", "--apply", "out", "--shard_size", "1QB"], "Size '1QB' is not understood")
     one_line(capsys, 1, [*argv, "hf", "--apply", "hf", "--overwrite"], "holds the input")
     Path("other").mkdir()
     Path("other/precious").touch()
