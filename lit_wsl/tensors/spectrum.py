@@ -114,17 +114,20 @@ class Spectrum:
         """Largest singular value that what remains behind ``rank`` triplets would have if it were noise.
 
         For independent entries with standard deviation s it is ``s (sqrt(rows) + sqrt(columns))``, the upper edge of
-        the Marchenko-Pastur law; with entries of unequal size the largest row and the largest column count.
+        the Marchenko-Pastur law; with entries of unequal size the largest row and the largest column count. The
+        triplets take noise away with the update, most from the rows and columns that they point at; it is put back
+        as in a jackknife, by the square of the share that their span leaves of such a row.
 
         Reference:
             Marchenko and Pastur (1967); Bandeira and van Handel, https://arxiv.org/abs/1408.6185, theorem 1.1 (the
-            leading term).
+            leading term); MacKinnon and White (1985), HC3.
         """
-        rows = self.row_energy - self.left[:, :rank].double().square().sum(1)
-        scaled = self.right[:rank].double() * self.values[:rank, None]
-        columns = self.column_energy - scaled.square().sum(0)
-        edge = math.sqrt(max(0.0, float(rows.max()))) + math.sqrt(max(0.0, float(columns.max())))
-        return max(edge, _ROUNDING * float(self.values[0]))
+        left = self.left[:, :rank].double()
+        right = self.right[:rank].double()
+        values = self.values[:rank]
+        rows = _whole_noise(self.row_energy - left.square().sum(1), (left / values.clamp_min(_TINY)).square().sum(1))
+        columns = _whole_noise(self.column_energy - (right * values[:, None]).square().sum(0), right.square().sum(0))
+        return max(math.sqrt(rows) + math.sqrt(columns), _ROUNDING * float(self.values[0]))
 
     def rank_above_noise(self) -> int:
         """How many singular values stand out of the noise that remains behind them.
@@ -151,6 +154,14 @@ class Spectrum:
 
 _ROUNDING = 1e-6
 """Share of the largest singular value below which float32 arithmetic makes others up."""
+_TINY = 1e-300
+_LEAST_LEFT = 0.1
+"""A row of which the leading triplets leave less than this share tells nothing of its noise."""
+
+
+def _whole_noise(remainder: Tensor, leverage: Tensor) -> float:
+    """Largest energy of the noise in a row (or column), from what is left of it and how far the triplets span it."""
+    return max(0.0, float((remainder / (1.0 - leverage).clamp_min(_LEAST_LEFT).square()).max()))
 
 
 def leading_spectrum(matrix: DeltaMatrix, count: int, *, is_exact: bool = False) -> Spectrum:
