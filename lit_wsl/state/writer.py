@@ -83,7 +83,9 @@ class ShardedWriter:
         if not tensor.numel():
             return
         file, position = self._place[name]
-        data = tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data
+        whole = tensor.detach().contiguous()
+        # Not reshape: a dimension of one entry may keep any stride, and then has no view as bytes.
+        data = whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).cpu().numpy().data
         position += start * info.dtype.itemsize
         try:
             while data:

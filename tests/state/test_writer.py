@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from lit_wsl.errors import CheckpointError
 from lit_wsl.state import ShardedWriter, TensorInfo, open_state, published_directory
 from lit_wsl.state.dtypes import SAFETENSORS_DTYPES
+from lit_wsl.state.writer import write_tensors
 from tests.state.test_reader import same, sample
 
 
@@ -248,3 +249,9 @@ def test_a_directory_of_somebody_else_beside_the_target_is_left_alone(tmp_path, 
     else:
         write_x(tmp_path / "out")
     assert mine.read_text() == "years of work"
+
+
+def test_a_single_entry_may_have_any_stride(tmp_path):
+    odd = torch.arange(48.0).bfloat16().view(4, 12)[:1, :1].T
+    write_tensors(tmp_path / "odd.safetensors", {"odd": odd})
+    assert torch.equal(load_file(tmp_path / "odd.safetensors")["odd"], odd)
