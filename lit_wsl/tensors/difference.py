@@ -110,7 +110,7 @@ def difference(base: Entries, tuned: Entries, threshold: float = 1e-6) -> Differ
     entries = math.prod(base.shape)
     bits = _bits(base.stored(), tuned.stored())
     one, two = torch.empty(2, min(entries, BLOCK_ENTRIES), dtype=wide)
-    rows: list[Tensor] = []
+    rows: list[list[float]] = []
     nonfinite = torch.zeros(4, dtype=torch.int64)
     is_equal = bits is not None
     for start in range(0, entries, BLOCK_ENTRIES):
@@ -124,10 +124,10 @@ def difference(base: Entries, tuned: Entries, threshold: float = 1e-6) -> Differ
         else:
             tuned.fill(y, start)
             row = _sums(x, y, threshold)
-        if not math.isfinite(row[_NORMS].sum().item()):  # a NaN or an overflow in any entry
+        if not _is_sure(row):
             base.fill(x, start)
             tuned.fill(y, start)
-            row = _sums_of_damaged(x, y, threshold, nonfinite)
+            row = _wide_sums(x, y, threshold, nonfinite)
         rows.append(row)
     return _result(entries, rows, nonfinite.tolist(), is_equal=is_equal)
 
@@ -140,12 +140,12 @@ def _bits(left: Tensor | None, right: Tensor | None) -> tuple[_Integers, _Intege
     return left.view(kind).numpy(), right.view(kind).numpy()
 
 
-_NORMS = slice(0, 2)
-"""Places of the squared norms among the sums of a block."""
+_CANCELLED = 1e-2
+"""A fine-tuned side whose squares are so much less than the base's is what rounding leaves of their difference."""
 
 
-def _sums(x: Tensor, y: Tensor, threshold: float) -> Tensor:
-    """Sums of one block: squares of base and difference, their product, the difference, its size, its largest, changed.
+def _sums(x: Tensor, y: Tensor, threshold: float) -> list[float]:
+    """Sums of one block: squares of base, difference and tuned; base by tuned; difference, size, largest, changed.
 
     ``y`` is overwritten.
     """
@@ -153,35 +153,46 @@ def _sums(x: Tensor, y: Tensor, threshold: float) -> Tensor:
     base, square, inner, total = torch.dot(x, x), torch.dot(delta, delta), torch.dot(x, delta), delta.sum()
     delta.abs_()
     absolute, largest = delta.sum(), delta.amax()
-    return torch.stack((base, square, inner, total, absolute, largest, delta.gt_(threshold).sum()))
+    sums = torch.stack((base, square, inner, total, absolute, largest, delta.gt_(threshold).sum()))
+    first, second, product, *others = sums.tolist()
+    return [first, second, first + 2 * product + second, first + product, *others]
 
 
-def _sums_of_equal(x: Tensor) -> Tensor:
+def _sums_of_equal(x: Tensor) -> list[float]:
     """Sums of a block that is the same on both sides."""
-    row = x.new_zeros(7)
-    row[0] = torch.dot(x, x)
-    return row
+    square = torch.dot(x, x).item()
+    return [square, 0.0, square, square, 0.0, 0.0, 0.0, 0.0]
 
 
-def _sums_of_damaged(x: Tensor, y: Tensor, threshold: float, nonfinite: Tensor) -> Tensor:
+def _is_sure(row: list[float]) -> bool:
+    """Whether no square overflowed, no entry is NaN, and the squares of the tuned side are not lost in the base's."""
+    base, square, tuned = row[:3]
+    return math.isfinite(base + square) and tuned >= _CANCELLED * base
+
+
+def _wide_sums(x: Tensor, y: Tensor, threshold: float, nonfinite: Tensor) -> list[float]:
     """Sums in float64 over entries that are finite on both sides; the others are counted."""
     nonfinite += torch.stack([kind(side).sum() for side in (x, y) for kind in (torch.isnan, torch.isinf)])
     whole = torch.isfinite(x) & torch.isfinite(y)
-    return _sums(torch.where(whole, x, 0.0).double(), torch.where(whole, y, 0.0).double(), threshold)
+    x, y = torch.where(whole, x, 0.0).double(), torch.where(whole, y, 0.0).double()
+    tuned = torch.dot(y, y).item()
+    sums = _sums(x, y, threshold)
+    sums[2] = tuned
+    return sums
 
 
-def _result(entries: int, rows: list[Tensor], nonfinite: list[int], *, is_equal: bool) -> Difference:
-    sums = torch.stack([row.double() for row in rows]) if rows else torch.zeros(1, 7, dtype=torch.float64)
-    base, square, inner, total, absolute, _, changed = sums.sum(0).tolist()
+def _result(entries: int, rows: list[list[float]], nonfinite: list[int], *, is_equal: bool) -> Difference:
+    sums = torch.tensor(rows or [[0.0] * 8], dtype=torch.float64)
+    base, square, tuned, inner, total, absolute, _, changed = sums.sum(0).tolist()
     return Difference(
         numel=entries,
         mean_abs=absolute / max(entries, 1),
-        max_abs=sums[:, 5].max().item(),
+        max_abs=sums[:, 6].max().item(),
         mean=total / max(entries, 1),
         norm=math.sqrt(square),
         base_norm=math.sqrt(base),
-        tuned_norm=math.sqrt(max(0.0, base + 2 * inner + square)),
-        inner=base + inner,
+        tuned_norm=math.sqrt(tuned),
+        inner=inner,
         changed=round(changed),
         base_nonfinite=(nonfinite[0], nonfinite[1]),
         tuned_nonfinite=(nonfinite[2], nonfinite[3]),
