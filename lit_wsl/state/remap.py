@@ -285,5 +285,5 @@ def _cut(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _whole_turn(rows: Tensor) -> Tensor:
-    """Rows of a transposed matrix as a transpose of their own, which torch lays out by blocks, several times as fast on wide ones."""
+    """Rows of a transposed matrix as a transpose of their own, which torch lays out by blocks, mostly far faster."""
     return rows.T.contiguous().T if rows.dim() == 2 and rows.stride(0) == 1 else rows
