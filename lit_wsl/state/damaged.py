@@ -30,11 +30,13 @@ def _shards(source: Path, damaged: dict[str, str]) -> list[SafetensorsFile]:
     """The safetensors files of a checkpoint, as far as their headers can be read."""
     index = index_of(source)
     if index is None:
-        single = [source / name for name in SINGLE_NAMES] if source.is_dir() else [source]
-        return [SafetensorsFile(file, damaged) for file in single if file.suffix == ".safetensors" and file.is_file()]
+        file = _single(source)
+        return [SafetensorsFile(file, damaged)] if file is not None and file.suffix == ".safetensors" else []
     try:
-        homes: dict[str, str] = read_index(index)["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError):
+        homes = read_index(index)["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    if not isinstance(homes, dict) or not all(isinstance(file, str) for file in homes.values()):
         return []
     shards = []
     for file in dict.fromkeys(homes.values()):
@@ -47,3 +49,12 @@ def _shards(source: Path, damaged: dict[str, str]) -> list[SafetensorsFile]:
         {name: f"{file} lacks it, although the index names it" for name, file in homes.items() if name not in found}
     )
     return shards
+
+
+def _single(source: Path) -> Path | None:
+    """The only weight file of a checkpoint, as a reader finds it."""
+    if not source.is_dir():
+        return source if source.is_file() else None
+    named = next((source / name for name in SINGLE_NAMES if (source / name).is_file()), None)
+    found = list(source.glob("*.safetensors"))
+    return named or (found[0] if len(found) == 1 else None)

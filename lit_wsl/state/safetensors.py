@@ -77,7 +77,7 @@ class SafetensorsFile:
                 damaged[name] = str(error)
             else:
                 self.infos[name], self._offsets[name] = info, begin
-        if not damaged:  # else the holes are known
+        if len(self.infos) == len(header):  # else the holes are known
             self._check_layout(size - self._data_start)
         self._map: mmap.mmap | None = None
 
