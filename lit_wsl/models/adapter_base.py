@@ -73,7 +73,8 @@ def check_base(
         CheckpointError: If there is no base.
     """
     reader = open_state(model_path(base))
-    known = _names_in_base(reader, model, shapes)
+    found = {name: torch.empty(reader.info(name).shape, device="meta") for name in reader.keys()}
+    known = names_in_files(found, model, shapes)
     made = converted_names(shapes, model) if isinstance(model, PreTrainedModel) else set()
     differing, compared = [], 0
     for tensor in tensors:
@@ -149,13 +150,20 @@ def _plain_architecture(model: nn.Module) -> PreTrainedModel | None:
     return made
 
 
-def _names_in_base(base: StateReader, model: nn.Module | None, shapes: Shapes) -> dict[str, str]:
-    """Names of the model to those of the base's files, which may be of a class with another prefix."""
-    names = base.keys()
+def names_in_files(stored: Mapping[str, Tensor], model: nn.Module | None, shapes: Shapes) -> dict[str, str]:
+    """Names of the model to those of its files, which may be of a class with another prefix.
+
+    Args:
+        stored: What the files hold, without entries.
+        model: The plain architecture, which knows the names in older files.
+        shapes: Names and shapes of the plain model.
+    """
+    names = list(stored)
     renamed = current_names(names, model) if isinstance(model, PreTrainedModel) else names
     current = dict(zip(renamed, names, strict=True))
-    found = {name: torch.empty(base.info(theirs).shape, device="meta") for name, theirs in current.items()}
-    known = dict(zip(align(found, shapes), current.values(), strict=True))
+    known = dict(
+        zip(align({name: stored[old] for name, old in current.items()}, shapes), current.values(), strict=True)
+    )
     ties = possible_ties(model) if isinstance(model, PreTrainedModel) else {}
     for one, other in [*ties.items(), *((b, a) for a, b in ties.items())]:  # a file may hold either
         if one in known:

@@ -17,7 +17,8 @@ from lit_wsl.models.adapter_source import WHOLE, AdapterSource, base_tensors, re
 from lit_wsl.models.architecture import parameter_shapes
 from lit_wsl.models.checkpoint import Checkpoint
 from lit_wsl.models.export_plan import Plan, Planned, Request, keep, recast, with_head
-from lit_wsl.models.lora_targets import peft_ranks, peft_targets
+from lit_wsl.models.lora_targets import peft_targets
+from lit_wsl.state.adapter_layers import rank_patterns
 from lit_wsl.state.adapters import PREFIX, Adapter
 
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
@@ -92,7 +93,7 @@ def _copied(source: AdapterSource) -> Iterator[tuple[str, Planned]]:
 
 
 def _config(source: AdapterSource, made: Mapping[str, Site], base_name: str) -> dict[str, Any]:
-    usual, ranks = peft_ranks({name: site.rank for name, site in made.items()})
+    usual, ranks = rank_patterns({name: site.rank for name, site in made.items()})
     alphas = {name: _whole(site.scale * site.rank) for name, site in made.items()}
     alpha = max(alphas.values(), key=list(alphas.values()).count)
     return {

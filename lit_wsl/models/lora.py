@@ -22,8 +22,9 @@ from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.models.adapter_base import check_live_base
 from lit_wsl.models.lora_spec import LoraSpec as LoraSpec
 from lit_wsl.models.lora_spec import active_spec as active_spec
-from lit_wsl.models.lora_targets import adapted_layers, peft_ranks, peft_targets
+from lit_wsl.models.lora_targets import adapted_layers, peft_targets
 from lit_wsl.models.sharded import gathered
+from lit_wsl.state.adapter_layers import rank_patterns
 from lit_wsl.state.adapters import HEAD_FILE, PREFIX, Adapter
 from lit_wsl.state.publish import published_directory
 from lit_wsl.state.writer import write_tensors
@@ -155,7 +156,7 @@ def save_adapter(
 
 
 def _peft_config(model: nn.Module, spec: LoraSpec, layers: Mapping[str, int]) -> LoraConfig:
-    usual, patterns = peft_ranks(layers)
+    usual, patterns = rank_patterns(layers)
     return LoraConfig(
         r=usual,
         rank_pattern=patterns,

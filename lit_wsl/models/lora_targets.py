@@ -1,8 +1,7 @@
 """Which layers of a model a specification adapts, with which rank, and how PEFT is told so."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -11,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lit_wsl.errors import ConfigError, did_you_mean
 from lit_wsl.models.lora_spec import LoraSpec
+from lit_wsl.state.adapter_layers import module_targets, path_ends
 
 _ATTENTION = re.compile("attn|attention", re.IGNORECASE)
 _LINEAR = (nn.Linear, Conv1D)
@@ -49,35 +49,7 @@ def adapted_layers(model: nn.Module, spec: LoraSpec) -> dict[str, int]:
 
 def peft_targets(layers: Iterable[str], model: nn.Module) -> list[str] | str:
     """``target_modules`` for PEFT that match exactly these layers: short ends of paths, else one pattern."""
-    chosen = set(layers)
-    ends = shortest_ends(chosen, (name for name, _ in model.named_modules() if name not in chosen))
-    if None in ends.values():
-        return "|".join(re.escape(name) for name in sorted(chosen))
-    return sorted({end for end in ends.values() if end is not None})
-
-
-def peft_ranks(layers: Mapping[str, int]) -> tuple[int, dict[str, int]]:
-    """The usual rank, and PEFT's ``rank_pattern`` for the layers with another."""
-    usual = Counter(layers.values()).most_common(1)[0][0]
-    patterns: dict[str, int] = {}
-    for rank in sorted(set(layers.values()) - {usual}):
-        ends = shortest_ends(
-            [name for name in layers if layers[name] == rank], [name for name in layers if layers[name] != rank]
-        )
-        patterns |= {f"^{re.escape(name)}" if end is None else re.escape(end): rank for name, end in ends.items()}
-    return usual, patterns
-
-
-def shortest_ends(names: Iterable[str], others: Iterable[str]) -> dict[str, str | None]:
-    """For every name the shortest end of its path that ends none of the others; None if each does."""
-    taken = {end for name in others for end in _ends(name)}
-    return {name: next((end for end in _ends(name) if end not in taken), None) for name in names}
-
-
-def _ends(name: str) -> list[str]:
-    """``a.b.c`` gives ``c``, ``b.c``, ``a.b.c``."""
-    parts = name.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+    return module_targets(layers, (name for name, _ in model.named_modules()))
 
 
 def _named_layers(model: nn.Module, spec: LoraSpec) -> list[str]:
@@ -99,7 +71,7 @@ def _named_layers(model: nn.Module, spec: LoraSpec) -> list[str]:
 
 
 def _check_names(model: nn.Module, targets: list[str]) -> None:
-    known = {end for name, _ in model.named_modules() if name for end in _ends(name)}
+    known = {end for name, _ in model.named_modules() if name for end in path_ends(name)}
     for target in targets:
         if target not in known:
             hint = did_you_mean(target.rpartition(".")[2], _last_components(model))

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_wsl.errors import CheckpointError
+from lit_wsl.state.adapter_layers import rank_patterns
 from lit_wsl.state.reader import StateReader, open_state
 from lit_wsl.state.writer import write_tensors
 from lit_wsl.tensors.lora import LoraFactors, apply_dora
@@ -52,6 +52,8 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     base_model_name_or_path: str | None = None
     task_type: str | None = None
+    modules_to_save: list[str] | None = None
+    ensure_weight_tying: bool = False
 
     def scale(self, module: str) -> float:
         """The one scale rule: alpha / r of that module, alpha / sqrt(r) for rsLoRA.
@@ -188,7 +190,32 @@ class Adapter:
             if ("A" in entry) != ("B" in entry) or ("magnitude" in entry and "A" not in entry):
                 has = next(entry[role] for role in ("A", "B", "magnitude") if role in entry)
                 raise CheckpointError(f"{self.directory}: {has!r} has no partner for {name!r}; save the adapter again.")
-        return {name: AdapterSite(**entry) for name, entry in parts.items()}
+        sites = {name: AdapterSite(**entry) for name, entry in parts.items()}
+        return self._once(sites) if self.config.ensure_weight_tying else sites
+
+    def _once(self, sites: dict[str, AdapterSite]) -> dict[str, AdapterSite]:
+        """The sites without those of layers that share the weight of an embedding, which repeat its update."""
+        embeddings = [site for site in sites.values() if site.embedding and site.A]
+        values = {name: site for name, site in sites.items() if site.value and name.endswith(".weight")}
+        kept: dict[str, AdapterSite] = {}
+        for name, site in sites.items():
+            repeats = any(self._repeats(site, other) for other in embeddings)
+            earlier = (kept[other] for other in values if other in kept) if name in values else ()
+            if not repeats and not any(self._equal(site.value, other.value) for other in earlier):
+                kept[name] = site
+        return kept
+
+    def _repeats(self, site: AdapterSite, embedding: AdapterSite) -> bool:
+        if site.embedding or not site.A or self.state.info(site.A).shape != self.state.info(embedding.B).shape[::-1]:
+            return False
+        return self._equal(site.A, embedding.B, turned=True) and self._equal(site.B, embedding.A, turned=True)
+
+    def _equal(self, one: str, other: str, *, turned: bool = False) -> bool:
+        left, right = self.state.info(one).shape, self.state.info(other).shape
+        if left != (right[::-1] if turned else right):
+            return False
+        tensor = self.state.read(other)
+        return torch.equal(self.state.read(one), tensor.T if turned else tensor)
 
     def factors(self, name: str, base_shape: tuple[int, ...] | None = None) -> LoraFactors:
         """Low-rank factors of a site, in the orientation of the base parameter.
@@ -268,13 +295,28 @@ def write_adapter(
     """
     tensors: dict[str, Tensor] = {}
     for module, (factors, embedding) in updates.items():
-        tensors.update(_peft_tensors(module, factors, embedding=embedding))
+        tensors.update(peft_factors(module, factors, embedding=embedding))
     write_tensors(directory / "adapter_model.safetensors", tensors)
     ranks = {module: factors.rank for module, (factors, _) in updates.items()}
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    unusual = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != usual}
-    turned = [f.transposed for f, embedding in updates.values() if not embedding]
-    config = {
+    turned = any(f.transposed for f, embedding in updates.values() if not embedding)
+    config = peft_config(ranks, sorted(updates), base_model=base_model, task_type=task_type, fan_in_fan_out=turned)
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def peft_config(
+    ranks: Mapping[str, int], targets: list[str] | str, *, base_model: str, task_type: str | None, **settings: Any
+) -> dict[str, Any]:
+    """What ``adapter_config.json`` says of an adapter whose scale is 1 everywhere.
+
+    Args:
+        ranks: Every adapted module or parameter with its rank.
+        targets: What ``target_modules`` says.
+        base_model: Recorded as ``base_model_name_or_path``.
+        task_type: Recorded as ``task_type``.
+        settings: Other settings.
+    """
+    usual, unusual = rank_patterns(ranks)
+    return {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base_model or None,
@@ -284,16 +326,15 @@ def write_adapter(
         "rank_pattern": unusual,
         "alpha_pattern": unusual,
         "lora_dropout": 0.0,
-        "target_modules": sorted(updates),
-        "fan_in_fan_out": any(turned),
+        "target_modules": targets,
+        "fan_in_fan_out": False,
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-    }
-    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    } | settings
 
 
-def _peft_tensors(module: str, factors: LoraFactors, *, embedding: bool) -> dict[str, Tensor]:
+def peft_factors(module: str, factors: LoraFactors, *, embedding: bool) -> dict[str, Tensor]:
     """The tensors of one module under PEFT's names, the scale inside ``B``, float32."""
     A, B = factors.A.float(), factors.B.float() * factors.scale
     if embedding:

@@ -53,7 +53,7 @@ def test_what_is_written_is_read_back(tmp_path):
         assert (read.rank, read.shape) == (part.rank, part.shape)
         torch.testing.assert_close(fold(read), fold(part), rtol=1e-6, atol=1e-6)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["rank_pattern"] == {r"^encoder\.layer\.10\.q": 3}
+    assert config["rank_pattern"] == {r"10\.q": 3}
     assert config["target_modules"] == sorted(updates)
 
 
