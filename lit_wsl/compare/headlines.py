@@ -26,7 +26,9 @@ def headline_of(kind: Kind, comparison: Comparison, groups: Sorted) -> str:
     clauses = [_main_clause(kind, comparison, groups), *_further_clauses(kind, comparison, groups)]
     told = "; ".join(filter(None, clauses))
     caveat = _caveat(comparison)
-    return f"{caveat}; the rest: {_lower(told)}" if caveat else told[:1].upper() + told[1:]
+    if caveat:
+        return f"{caveat}; {'the rest' if comparison.is_complete else 'so far'}: {_lower(told)}"
+    return told[:1].upper() + told[1:]
 
 
 def _lower(sentence: str) -> str:

@@ -14,7 +14,7 @@ from lit_wsl.compare.sorting import (
     layers_of,
     other_shapes,
 )
-from lit_wsl.compare.summary import Total, kind_of, short_kinds, total
+from lit_wsl.compare.summary import kind_of, short_kinds, total
 from lit_wsl.compare.wording import amount, counted, figure, listed, percent, share_of, span
 
 CLEAR = 0.5
@@ -83,12 +83,12 @@ def _ranks(groups: Sorted, comparison: Comparison) -> Iterator[str]:
 
 
 def _density(groups: Sorted, comparison: Comparison) -> Iterator[str]:
-    sums: Total = total(groups.dense)
-    held = [f"rank {rank} holds {percent(share)}" for rank, share in sums.energy_at.items() if rank in ("16", "64")]
+    held = {rank: share for rank, share in total(groups.dense).energy_at.items() if int(rank) >= 16 and share < 1.0}
     if held:
+        shares = listed([f"rank {rank} holds {percent(share)}" for rank, share in held.items()])
         yield (
-            f"Of the squared norm of the dense changes ({counted(len(groups.dense), 'matrix')}) {listed(held)}; "
-            "an adapter of that rank leaves the rest out."
+            f"Of the squared norm of the dense changes ({counted(len(groups.dense), 'matrix')}) {shares}; "
+            "an adapter of such a rank leaves the rest out."
         )
     if groups.low_rank and is_mostly_dense(groups):
         short = short_kinds(map(kind_of, comparison.architecture.common_keys))
