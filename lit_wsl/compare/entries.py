@@ -55,11 +55,11 @@ def _laid_out(scale: Tensor, rows: int, columns: int) -> tuple[Tensor, int]:
 
 
 class Folded:
-    """A base tensor plus a low-rank update, made row by row."""
+    """A base plus a low-rank update, made row by row."""
 
-    def __init__(self, base: Tensor, factors: LoraFactors) -> None:
-        self.shape, self.dtype = tuple(base.shape), base.dtype
-        self._base = base.reshape(-1)
+    def __init__(self, base: Entries, factors: LoraFactors) -> None:
+        self.shape, self.dtype = base.shape, base.dtype
+        self._base = base
         self._left, self._right = factors.stored_factors()
 
     def fill(self, out: Tensor, start: int) -> None:
@@ -67,7 +67,8 @@ class Folded:
         columns = self._right.shape[1]
         first, last = start // columns, -(-(start + out.numel()) // columns)
         update = (self._left[first:last] @ self._right).view(-1)[start - first * columns :]
-        out.copy_(self._base[start : start + out.numel()]).add_(update[: out.numel()])
+        self._base.fill(out, start)
+        out.add_(update[: out.numel()])
 
     def stored(self) -> Tensor | None:
         """Nothing: the sum is not stored."""
@@ -89,3 +90,10 @@ class FirstRows:
         """The flat stored entries of these rows."""
         stored = self._entries.stored()
         return None if stored is None else stored[: prod(self.shape)]
+
+
+def dense(entries: Entries) -> Tensor:
+    """All entries in memory, float32."""
+    whole = torch.empty(entries.shape)
+    entries.fill(whole.view(-1), 0)
+    return whole

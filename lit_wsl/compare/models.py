@@ -1,12 +1,11 @@
 """The two sides of a comparison: any checkpoint, under the base's names, as entries that are made block by block."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor
 
-from lit_wsl.compare.entries import Folded, Scaled
+from lit_wsl.compare.entries import Folded, Scaled, dense
 from lit_wsl.errors import CheckpointError, did_you_mean
 from lit_wsl.state.adapters import Adapter
 from lit_wsl.state.damaged import open_readable
@@ -51,50 +50,53 @@ class StoredModel(ComparedModel):
     """A checkpoint as it is stored, under other names where ``names`` says so; 8-bit weights are scaled."""
 
     def __init__(self, reader: StateReader, path: Path, failed: dict[str, str], names: dict[str, str]) -> None:
-        self.where, self.path, self.failed = str(path), path, failed
-        self._reader = reader
+        self.where, self.path, self.reader = str(path), path, reader
         stored = reader.keys()
-        known = frozenset(stored)
+        known = {*stored, *failed}
         self._scales = {
             name: scale
             for name in stored
             for ending in _SCALES
             if (scale := name + ending) in known and reader.info(name).dtype.itemsize == 1
         }
-        hidden = frozenset(self._scales.values())
+        unscaled = {name: failed[scale] for name, scale in self._scales.items() if scale in failed}
+        self.failed = {names.get(name, name): reason for name, reason in (failed | unscaled).items()}
+        hidden = {*self._scales.values(), *unscaled}
         self._stored = {names.get(name, name): name for name in stored if name not in hidden}
 
     def infos(self) -> dict[str, TensorInfo]:
         """Shapes and dtypes by name."""
-        return {name: self._reader.info(stored) for name, stored in self._stored.items()}
+        return {name: self.reader.info(stored) for name, stored in self._stored.items()}
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor as it is stored."""
-        return self._reader.read(self._stored[name])
+        """A tensor, scaled where it is stored in 8 bits."""
+        stored = self._stored[name]
+        return dense(self.entries(name)) if stored in self._scales else self.reader.read(stored)
 
     def entries(self, name: str) -> Entries:
         """The entries of a tensor, scaled where it is stored in 8 bits."""
-        scale = self._scales.get(self._stored[name])
-        return Stored(self.tensor(name)) if scale is None else Scaled(self.tensor(name), self._reader.read(scale))
+        stored = self._stored[name]
+        tensor, scale = self.reader.read(stored), self._scales.get(stored)
+        return Stored(tensor) if scale is None else Scaled(tensor, self.reader.read(scale))
 
     def files(self) -> list[Path]:
         """Files that hold the tensors."""
-        return self._reader.files()
+        return self.reader.files()
 
 
 class MappedModel(ComparedModel):
     """A model behind a weight map: each tensor is made from others when it is asked for."""
 
     def __init__(self, model: StoredModel, weight_map: WeightMap) -> None:
-        self.where, self.path, self.failed = model.where, model.path, model.failed
+        self.where, self.path, self.failed = model.where, model.path, _unmade(weight_map, model.failed)
         self._model = model
+        kept = WeightMap(tuple(entry for entry in weight_map if self.failed.keys().isdisjoint(entry.targets)))
         known = model.infos()
-        missing = [name for name in weight_map.sources() if name not in known]
-        if missing:
-            raise CheckpointError(f"{self.where} has no {missing[0]!r}, which the weight map reads; map it anew.")
-        self._entry = {name: (entry, at) for entry in weight_map for at, name in enumerate(entry.targets)}
-        planned = ((entry, entry.planned([known[name] for name in entry.sources])) for entry in weight_map)
-        self._infos = {n: info for entry, infos in planned for n, info in zip(entry.targets, infos, strict=True)}
+        missing = next((name for name in kept.sources() if name not in known), None)
+        if missing is not None:
+            raise CheckpointError(f"{self.where} has no {missing!r}, which the weight map reads; map it anew.")
+        self._entry = {name: (entry, at) for entry in kept for at, name in enumerate(entry.targets)}
+        self._infos = kept.planned(model.reader)
 
     def infos(self) -> dict[str, TensorInfo]:
         """Shapes and dtypes of the mapped tensors."""
@@ -110,37 +112,50 @@ class MappedModel(ComparedModel):
         return self._model.files()
 
 
+def _unmade(weight_map: WeightMap, failed: dict[str, str]) -> dict[str, str]:
+    """Tensors that a map would make from damaged ones, with the reason."""
+    pairs = ((source, entry) for entry in weight_map for source in entry.sources if source in failed)
+    return {name: failed[source] for source, entry in pairs for name in entry.targets}
+
+
 class AdaptedModel(ComparedModel):
-    """A base under a PEFT adapter: its tensors are the base's but where the adapter changes them."""
+    """A base under a PEFT adapter: its tensors are the base's but where the adapter changes them.
+
+    Raises:
+        CheckpointError: If the adapter changes what the base lacks, or has in another shape.
+    """
 
     def __init__(self, base: StoredModel, adapter: Adapter) -> None:
         self.where, self.path, self.failed = str(adapter.directory), adapter.directory, {}
         self._base, self._adapter = base, adapter
-        resolved = NameResolver(list(base.infos())).resolve(adapter.sites)
-        self._sites = {known: name for name, known in resolved.items()}
-        lost = [name for name in adapter.sites if name not in resolved]
-        if lost:
-            raise CheckpointError(f"{self.where} changes {lost[0]!r}, which {base.where} lacks. {_near(lost[0], base)}")
+        known = base.infos()
+        resolved = NameResolver([*known, *base.failed]).resolve(adapter.sites)
+        for name, site in adapter.sites.items():
+            if name not in resolved and not site.value:
+                raise CheckpointError(f"{self.where} changes {name!r}, which {base.where} lacks. {_near(name, base)}")
+            if site.A and resolved[name] in known:
+                adapter.factors(name, known[resolved[name]].shape)
+        self._sites = {resolved.get(name, name): name for name in adapter.sites}
+        values = {name: adapter.sites[key].value for name, key in self._sites.items()}
+        self._infos = known | {name: adapter.state.info(value) for name, value in values.items() if value}
 
     def infos(self) -> dict[str, TensorInfo]:
-        """Shapes and dtypes of the base."""
-        return self._base.infos()
+        """Shapes and dtypes of the base, and of what the adapter replaces or adds."""
+        return self._infos
 
     def entries(self, name: str) -> Entries:
         """The entries of the base, with the adapter's change."""
-        base = self._base.entries(name)
         key = self._sites.get(name)
         if key is None:
-            return base
-        site, tensor = self._adapter.sites[key], self._base.tensor(name)
-        if site.value:
-            tensor = self._adapter.state.read(site.value)
+            return self._base.entries(name)
+        site = self._adapter.sites[key]
+        if site.A and not site.magnitude:
+            return Folded(self._base.entries(name), self._adapter.factors(key, self._infos[name].shape))
+        tensor = self._adapter.state.read(site.value) if site.value else self._base.tensor(name)
         if site.shift:
             tensor = tensor.float() + self._adapter.shift(key)
         if site.magnitude:
             tensor = tensor.float() + self._adapter.dora_update(key, tensor)
-        elif site.A:
-            return Folded(tensor, self._adapter.factors(key, tuple(tensor.shape)))
         return Stored(tensor)
 
     def files(self) -> list[Path]:
@@ -159,7 +174,8 @@ def open_base(spec: str | Path, weight_map: WeightMap | None = None) -> Compared
         CheckpointError: If nothing can be read there, or the map does not fit.
     """
     path = model_path(spec)
-    model = StoredModel(*_opened(path), {})
+    reader, failed = open_readable(path)
+    model = StoredModel(reader, path, failed, {})
     return MappedModel(model, weight_map) if weight_map is not None else model
 
 
@@ -174,18 +190,13 @@ def open_tuned(spec: str | Path, base: ComparedModel) -> ComparedModel:
         if not isinstance(base, StoredModel):
             raise CheckpointError(f"{path} is an adapter; it is compared on its own base, without a weight map.")
         return AdaptedModel(base, Adapter(path))
-    reader, opened, failed = _opened(path)
-    return StoredModel(reader, opened, failed, _names(reader.keys(), base))
-
-
-def _opened(path: Path) -> tuple[StateReader, Path, dict[str, str]]:
     reader, failed = open_readable(path)
-    return reader, path, failed
+    return StoredModel(reader, path, failed, _names([*reader.keys(), *failed], base))
 
 
-def _names(stored: Iterable[str], base: ComparedModel) -> dict[str, str]:
+def _names(stored: list[str], base: ComparedModel) -> dict[str, str]:
     """The base's name of each tensor that a training tool wrote under a prefix of its own."""
-    known = base.infos()
+    known = dict.fromkeys([*base.infos(), *base.failed])
     resolved = NameResolver(list(known)).resolve(name for name in stored if name not in known)
-    taken = set(stored)
+    taken = frozenset(stored)
     return {name: other for name, other in resolved.items() if other not in taken}
