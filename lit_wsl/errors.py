@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_NAMES = 24
+"""Known names that a message lists."""
+
 
 class LitWslError(ValueError):
     """The work cannot be done; the message is for the user."""
@@ -25,7 +28,10 @@ class DataError(LitWslError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Sentence that suggests the known name nearest to ``name``, or lists all when none is near."""
+    """Sentence that suggests the known name nearest to ``name``, or lists them when none is near."""
     options = sorted(known)
     near = get_close_matches(name, options, n=1, cutoff=0.6)
-    return f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(options) or 'none'}."
+    if near:
+        return f"Did you mean {near[0]!r}?"
+    more = f" and {len(options) - MOST_NAMES} more" if len(options) > MOST_NAMES else ""
+    return f"Known: {', '.join(options[:MOST_NAMES]) or 'none'}{more}."

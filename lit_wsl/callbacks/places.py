@@ -1,6 +1,6 @@
 """Fills the tensors of a module in place, under the names that they have without wrappers and adapters."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from lit_wsl.models.universal.layout import Layout
 from lit_wsl.state.formats import strip_wrappers
 from lit_wsl.state.reader import StateReader
 from lit_wsl.state.remap import Entry, WeightMap
+from lit_wsl.state.safetensors import TensorInfo
 
 EARLIER = "call `WeightMapInit(...).load(self)` where the layers are whole and on a device instead"
 _META = (
@@ -89,7 +90,7 @@ class Places:
                 different values.
         """
         made_by = {name: entry for entry in recipes for name in entry.targets}
-        for name, made in recipes.apply(_Headers(reader)).items():
+        for name, made in recipes.planned(reader).items():
             if name not in self.tensors:
                 raise ConfigError(
                     f"The weight map makes {name!r}, which {self.where} lacks; its names must be those of the module "
@@ -118,27 +119,6 @@ class Places:
                     f"{self.where}: {known!r} and {name!r} are one tied tensor, but {reader.where} has different "
                     "values for them; untie them in the module first."
                 )
-
-
-class _Headers(Mapping[str, Tensor]):
-    """The tensors of a checkpoint without their values."""
-
-    def __init__(self, reader: StateReader) -> None:
-        self._reader = reader
-        self._names = dict.fromkeys(reader.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        info = self._reader.info(name)
-        return torch.empty(info.shape, dtype=info.dtype, device="meta")
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _made(entry: Entry, reader: StateReader) -> dict[str, Tensor]:
@@ -173,14 +153,14 @@ def _check_adapters(module: nn.Module, layout: Layout, named: Mapping[str, Tenso
         )
 
 
-def _check_fits(name: str, made: Tensor, place: Tensor, source: str) -> None:
+def _check_fits(name: str, made: TensorInfo, place: Tensor, source: str) -> None:
     if made.shape != place.shape:
         raise CheckpointError(
             f"{name!r} has shape {tuple(place.shape)}, but {source} gives {tuple(made.shape)}; map these two models "
             "anew."
         )
-    is_quantised = made.dtype.itemsize < 2 and made.is_floating_point()
-    same_kind = made.is_floating_point() == place.is_floating_point() and made.is_complex() == place.is_complex()
+    is_quantised = made.dtype.itemsize < 2 and made.dtype.is_floating_point
+    same_kind = (made.dtype.is_floating_point, made.dtype.is_complex) == (place.is_floating_point(), place.is_complex())
     if made.dtype != place.dtype and (is_quantised or not same_kind):
         raise CheckpointError(
             f"{name!r} holds {place.dtype}, but {source} gives {made.dtype}; save the weights in 16 or 32 bit."

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lit_wsl.state.operations import Fuse, Operation, Reshape, Split, Stack
 from lit_wsl.state.remap import Entry
+from lit_wsl.state.safetensors import TensorInfo
 
 Members = list[tuple[str, str]]
 """Names in the files, each with the pattern of the rule that takes it."""
@@ -35,7 +36,7 @@ def loading_groups(model: nn.Module, names: Iterable[str]) -> dict[str, tuple[An
     return groups
 
 
-def converted(target: str, converter: Any, members: Members, infos: Mapping[str, Tensor]) -> Entry | None:
+def converted(target: str, converter: Any, members: Members, infos: Mapping[str, TensorInfo]) -> Entry | None:
     """The recipe for what a converter of transformers does; None where we have none for it."""
     steps = [type(operation).__name__ for operation in converter.operations]
     if any(getattr(operation, "num_shards_attribute", None) for operation in converter.operations):
@@ -57,7 +58,9 @@ def converted(target: str, converter: Any, members: Members, infos: Mapping[str,
     return None
 
 
-def _chunked(target: str, patterns: Sequence[str], name: str, dim: int, infos: Mapping[str, Tensor]) -> Entry | None:
+def _chunked(
+    target: str, patterns: Sequence[str], name: str, dim: int, infos: Mapping[str, TensorInfo]
+) -> Entry | None:
     """Equal parts of one tensor."""
     before, found, after = target.partition(patterns[0])
     size, rest = divmod(infos[name].shape[dim], len(patterns))
@@ -67,7 +70,7 @@ def _chunked(target: str, patterns: Sequence[str], name: str, dim: int, infos: M
     return Entry((name,), targets, (Split((size,) * len(patterns), dim),))
 
 
-def _experts(target: str, parts: Sequence[Sequence[str]], infos: Mapping[str, Tensor]) -> Entry:
+def _experts(target: str, parts: Sequence[Sequence[str]], infos: Mapping[str, TensorInfo]) -> Entry:
     """Parts of every expert joined by rows, and experts stacked: all rows in order, and a dimension for the experts."""
     names = [name for expert in zip(*parts, strict=True) for name in expert]
     joined = _fuse(names, 0, infos)
@@ -77,5 +80,5 @@ def _experts(target: str, parts: Sequence[Sequence[str]], infos: Mapping[str, Te
     return Entry(tuple(names), (target,), operations)
 
 
-def _fuse(names: Sequence[str], dim: int, infos: Mapping[str, Tensor]) -> Fuse:
+def _fuse(names: Sequence[str], dim: int, infos: Mapping[str, TensorInfo]) -> Fuse:
     return Fuse(tuple(infos[name].shape[dim] for name in names), dim)

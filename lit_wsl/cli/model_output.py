@@ -8,7 +8,6 @@ from functools import reduce
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lit_wsl.cli.named_model import NamedModel
 from lit_wsl.cli.stored_names import StoredNames
@@ -51,30 +50,18 @@ def write_model(
         CheckpointError: If the directory cannot be written, or transformers would not load what is written.
     """
     source, target = sides
-    empty = {name: torch.empty(i.shape, dtype=i.dtype, device="meta") for name, i in _infos(reader).items()}
-    made = recipes.apply(empty)
-    _check_loads(made, target)
-    infos = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in made.items()}
+    infos = recipes.planned(reader)
+    _check_loads(infos, target)
     with published_directory(output, overwrite=overwrite, fingerprint=_fingerprint(recipes, reader, limit)) as scratch:
         with ShardedWriter(scratch, infos, shard_bytes=limit) as writer:
-            for entry in recipes:
-                if writer.finished.issuperset(entry.targets):
-                    continue
-                found = WeightMap((entry,)).apply({name: reader.read(name) for name in entry.sources})
-                for name, tensor in found.items():
-                    writer.write(name, tensor)
-                    writer.finish(name)
-                    progress(tensor.nbytes, name)
+            recipes.write_into(writer, reader, progress)
         _carry(source, target, scratch, {info.dtype for info in infos.values()})
 
 
-def _infos(reader: StateReader) -> dict[str, TensorInfo]:
-    return {name: reader.info(name) for name in reader.keys()}
-
-
-def _check_loads(made: Mapping[str, Tensor], target: NamedModel) -> None:
+def _check_loads(made: Mapping[str, TensorInfo], target: NamedModel) -> None:
     """Refuse names that transformers would drop, or put several in one place."""
-    names = StoredNames.of(target.on_meta(), MemoryReader(made))
+    empty = {name: torch.empty(info.shape, dtype=info.dtype, device="meta") for name, info in made.items()}
+    names = StoredNames.of(target.on_meta(), MemoryReader(empty))
     faults = [*names.unused, *names.doubts]
     if faults:
         raise CheckpointError(

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lit_wsl.cli.loading_rules import converted, loading_groups
 from lit_wsl.errors import CheckpointError
@@ -41,7 +40,7 @@ class StoredNames:
             model: A transformers model, on any device.
             reader: The opened checkpoint.
         """
-        infos = {name: _header(reader, name) for name in reader.keys()}
+        infos = {name: reader.info(name) for name in reader.keys()}
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         made: dict[str, Entry] = {}
         doubts: dict[str, str] = {}
@@ -57,7 +56,7 @@ class StoredNames:
                 made.update(dict.fromkeys(entry.targets, entry))
             else:
                 doubts[name] = _NO_RECIPE
-        doubts |= _misfits(made, infos, shapes)
+        doubts |= _misfits(made, reader, shapes)
         made = {name: entry for name, entry in made.items() if doubts.keys().isdisjoint(entry.targets)}
         inventory = take_inventory(model)
         buffers = frozenset(weight.name for weight in inventory.weights if weight.kind != "parameter")
@@ -112,15 +111,13 @@ def _is_copy(entry: Entry) -> bool:
     return not entry.operations and len(entry.sources) == 1
 
 
-def _misfits(
-    made: Mapping[str, Entry], infos: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, str]:
+def _misfits(made: Mapping[str, Entry], reader: StateReader, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """Tensors whose shape in the file is not that in the module."""
     found = {}
     for entry in {id(entry): entry for entry in made.values()}.values():
-        for name, tensor in WeightMap((entry,)).apply(infos).items():
-            if tuple(tensor.shape) != shapes.get(name):
-                found[name] = f"its shape {shapes.get(name)} is {tuple(tensor.shape)} in the file"
+        for name, info in WeightMap((entry,)).planned(reader).items():
+            if info.shape != shapes.get(name):
+                found[name] = f"its shape {shapes.get(name)} is {info.shape} in the file"
     return found
 
 
@@ -132,8 +129,3 @@ def _tied(made: Mapping[str, Entry], aliases: Mapping[str, str]) -> dict[str, En
             if one not in made and other in made and len(made[other].targets) == 1:
                 found[one] = replace(made[other], targets=(one,))
     return found
-
-
-def _header(reader: StateReader, name: str) -> Tensor:
-    info = reader.info(name)
-    return torch.empty(info.shape, dtype=info.dtype, device="meta")

@@ -157,12 +157,20 @@ class WeightMap:
         infos = self.planned(source)
         with published_file(path) as partial, scratch_beside(partial) as scratch:
             with ShardedWriter(scratch, infos, shard_bytes=1 << 62, metadata=metadata) as writer:
-                for entry in self.entries:
-                    for name in _written(writer, entry, source):
-                        if progress is not None:
-                            progress(infos[name].nbytes, name)
+                self.write_into(writer, source, progress)
                 [file] = writer.file_names()
             (scratch / file).replace(partial)
+
+    def write_into(
+        self, writer: ShardedWriter, source: StateReader, progress: Callable[[int, str], None] | None = None
+    ) -> None:
+        """Apply the map to an opened writer; entries that it has finished already are left out."""
+        for entry in self.entries:
+            if writer.finished.issuperset(entry.targets):
+                continue
+            for name in _written(writer, entry, source):
+                if progress is not None:
+                    progress(writer.infos[name].nbytes, name)
 
     def save(self, path: str | Path) -> None:
         """Write the map as JSON.
@@ -226,9 +234,14 @@ def copies(pairs: Iterable[tuple[str, str]]) -> WeightMap:
 
 
 def _find(state: Mapping[str, Tensor], name: str) -> Tensor:
-    if name not in state:
-        raise CheckpointError(f"The weight map needs {name!r}, which the source lacks. {did_you_mean(name, state)}")
-    return state[name]
+    return state[_known(state, name)]
+
+
+def _known(source: Mapping[str, Tensor] | StateReader, name: str) -> str:
+    if name not in source:
+        near = did_you_mean(name, source.keys())
+        raise CheckpointError(f"The weight map needs {name!r}, which the source lacks. {near}")
+    return name
 
 
 def _made(entry: Entry, tensors: list[Tensor]) -> dict[str, Tensor]:
@@ -239,7 +252,7 @@ def _made(entry: Entry, tensors: list[Tensor]) -> dict[str, Tensor]:
 
 def _planned(entry: Entry, source: StateReader) -> dict[str, TensorInfo]:
     """Shapes and dtypes of an entry's targets, from headers alone."""
-    infos = [source.info(name) for name in entry.sources]
+    infos = [source.info(_known(source, name)) for name in entry.sources]
     with _explained(entry, [info.shape for info in infos]):
         return dict(zip(entry.targets, entry.planned(infos), strict=True))
 
