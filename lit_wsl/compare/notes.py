@@ -118,7 +118,8 @@ def _sizes(groups: Sorted, comparison: Comparison) -> Iterator[str]:
 def _largest(findings: list[Finding]) -> str:
     most = max(findings, key=lambda one: one.change.relative_diff if one.change else 0.0)
     assert most.change is not None
-    return f"most of all {most.name} by a relative difference of {figure(most.change.relative_diff)}"
+    first = "most of all " if len(findings) > 1 else ""
+    return f"{first}{most.name} by a relative difference of {figure(most.change.relative_diff)}"
 
 
 def _shapes(comparison: Comparison) -> Iterator[str]:

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from lit_wsl.compare.changes import BIN_EDGES
 from lit_wsl.compare.records import Finding, Pattern
-from lit_wsl.compare.summary import kind_of, layer_of, short_kinds, total, tower_of
+from lit_wsl.compare.summary import in_layers, kind_of, layer_of, short_kinds, total, tower_of
 from lit_wsl.compare.wording import figure
 from lit_wsl.state.names import parse_name
 
@@ -45,8 +45,8 @@ _STYLE = {
 def heat_map(findings: Sequence[Finding]) -> str:
     """Relative difference of each kind of module in each layer; empty where no layer changed."""
     cells: dict[tuple[str, str], list[Finding]] = {}
-    for one in findings:
-        if one.change is not None and layer_of(one.name):
+    for one in in_layers(findings):
+        if one.change is not None:
             cells.setdefault((layer_of(one.name), kind_of(one.name)), []).append(one)
     values = {key: total(group).relative_diff for key, group in cells.items()}
     if not any(values.values()):
@@ -164,7 +164,7 @@ def _share_scale(panels: Sequence[Axes], columns: int) -> None:
     for at, axes in enumerate(panels):
         axes.set_ylim(low, high)
         axes.set_yticks([10.0**power for power in powers[::-step]], [f"1e{power}" for power in powers[::-step]])
-        axes.tick_params(axis="y", which="minor", left=False)
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.tick_params(axis="y", labelleft=at % columns == 0)
 
 

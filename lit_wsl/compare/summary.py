@@ -48,7 +48,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Summary:
-    """Totals by name, in the order of the base."""
+    """Totals by name, in the order of the base; layers by their numbers."""
 
     whole: Total
     towers: dict[str, Total]
@@ -69,32 +69,43 @@ class Summary:
 def summarise(findings: Iterable[Finding]) -> Summary:
     """Add the findings up; tensors that could not be compared are left out."""
     compared = [finding for finding in findings if finding.change is not None]
-    inside = [finding for finding in compared if layer_of(finding.name)]
     return Summary(
         whole=total(compared),
         towers=_grouped(compared, lambda finding: tower_of(finding.name)),
-        layers=_grouped(inside, lambda finding: layer_of(finding.name)),
+        layers=_grouped(in_layers(compared), lambda finding: layer_of(finding.name)),
         kinds=_grouped(compared, lambda finding: kind_of(finding.name)),
     )
+
+
+def in_layers(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings of tensors in layers, sorted by the number of the layer inside each tower; files sort 10 before 2."""
+    inside = [finding for finding in findings if layer_of(finding.name)]
+    towers = {tower: at for at, tower in enumerate(dict.fromkeys(tower_of(finding.name) for finding in inside))}
+    return sorted(inside, key=lambda finding: (towers[tower_of(finding.name)], parse_name(finding.name).layer or 0))
 
 
 def tower_of(name: str) -> str:
     """Path in front of the layers; :data:`OUTSIDE` for a tensor in none, ``.`` for layers at the root."""
     parsed = parse_name(name)
-    return OUTSIDE if parsed.layer is None else parsed.tower or "."
+    return (parsed.tower or ".") if layer_of(name) else OUTSIDE
 
 
 def layer_of(name: str) -> str:
-    """Path of the layer that a tensor stands in; empty outside of any."""
+    """Path of the layer that a tensor stands in; empty outside of any.
+
+    A numbered module without modules of its own, such as ``classifier.1``, is no layer.
+    """
     parsed = parse_name(name)
-    return "" if parsed.layer is None else name.removesuffix(f".{parsed.role}")
+    is_module = parsed.layer is None or f".{parsed.role}" in _LEAVES
+    return "" if is_module else name.removesuffix(f".{parsed.role}")
 
 
 def kind_of(name: str) -> str:
     """Path of the module behind the layer, the same for all layers and for all experts."""
-    role = parse_name(name).role
-    module = next((role.removesuffix(leaf) for leaf in _LEAVES if role.endswith(leaf)), role)
-    return _NUMBERS.sub("*", module)
+    layer = layer_of(name)
+    path = name.removeprefix(f"{layer}.") if layer else name
+    module = next((path.removesuffix(leaf) for leaf in _LEAVES if path.endswith(leaf)), path)
+    return _NUMBERS.sub("*", module) if layer else module
 
 
 def short_kinds(kinds: Iterable[str]) -> dict[str, str]:
@@ -103,7 +114,9 @@ def short_kinds(kinds: Iterable[str]) -> dict[str, str]:
     short: dict[str, str] = {}
     for kind, parts in paths.items():
         others = [other for other in paths.values() if other != parts]
-        count = next((n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in others)), len(parts))
+        least = 2 if parts[-1].isdigit() else 1
+        counts = range(least, len(parts))
+        count = next((n for n in counts if all(other[-n:] != parts[-n:] for other in others)), len(parts))
         short[kind] = ".".join(parts[-count:])
     return short
 

@@ -1,6 +1,7 @@
 """Totals are the same figures over the entries of several tensors at once."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,7 @@ def test_totals_are_json():
         ("model.layers.3.self_attn.q_proj.weight", "model", "model.layers.3", "self_attn.q_proj"),
         ("h.0.attn.c_attn.bias", ".", "h.0", "attn.c_attn"),
         ("lm_head.weight", OUTSIDE, "", "lm_head"),
+        ("classifier.1.weight", OUTSIDE, "", "classifier.1"),
         ("logit_scale", OUTSIDE, "", "logit_scale"),
         ("model.layers.1.mlp.experts.7.w1.weight", "model", "model.layers.1", "mlp.experts.*.w1"),
         ("model.layers.1.mlp.experts.down_proj", "model", "model.layers.1", "mlp.experts.down_proj"),
@@ -87,7 +89,14 @@ def test_a_name_says_tower_layer_and_kind(name, tower, layer, kind):
     assert (tower_of(name), layer_of(name), kind_of(name)) == (tower, layer, kind)
 
 
+def test_layers_come_by_their_numbers():
+    first = example("lora").findings[1]
+    names = [f"{tower}.layers.{at}.mlp.weight" for tower in ("encoder", "decoder") for at in (0, 10, 2)]
+    layers = list(summarise([replace(first, name=name) for name in names]).layers)
+    assert layers == [f"{tower}.layers.{at}" for tower in ("encoder", "decoder") for at in (0, 2, 10)]
+
+
 def test_short_names_tell_kinds_apart():
-    short = short_kinds(["attention.self.query", "attention.output.dense", "output.dense", "intermediate.dense", "x"])
-    assert list(short.values()) == ["query", "attention.output.dense", "output.dense", "intermediate.dense", "x"]
-    assert len(set(short.values())) == len(short)
+    dense = ["attention.output.dense", "output.dense", "intermediate.dense"]
+    short = short_kinds(["attention.self.query", *dense, "x", "a.1"])
+    assert list(short.values()) == ["query", *dense, "x", "a.1"]
