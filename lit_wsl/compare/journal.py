@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_wsl.compare.records import Finding
 from lit_wsl.errors import CheckpointError
+from lit_wsl.state.publish import published_file
 
 NAME = "journal.jsonl"
 
@@ -27,42 +28,44 @@ class Journal:
     def __init__(self, directory: Path, work: Mapping[str, Any], *, is_resumed: bool) -> None:
         path = directory / NAME
         self.finished: dict[str, Finding] = {}
-        first = {"work": work}
         if is_resumed and path.exists():
-            header, lines = _read(path)
-            if header != first:
-                changed = sorted(key for key in work if header.get("work", {}).get(key) != work[key])
+            earlier, lines = _read(path)
+            if earlier and earlier != work:
+                changed = sorted(key for key in work if earlier.get(key) != work[key])
                 raise CheckpointError(
                     f"{directory} holds a comparison with other {', '.join(changed) or 'contents'}; "
                     "repeat it without `--resume`."
                 )
             self.finished = {finding.name: finding for finding in lines if not finding.failed}
-        self._file = path.open("w", encoding="utf-8")
-        self._line(first)
-        for finding in self.finished.values():
-            self._line(finding.to_json())
-        self._file.flush()
+        with published_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+            file.writelines(
+                _line(content) for content in ({"work": work}, *(one.to_json() for one in self.finished.values()))
+            )
+        self._file = path.open("a", encoding="utf-8")
 
     def add(self, finding: Finding) -> None:
         """Record a finished tensor."""
         self.finished[finding.name] = finding
-        self._line(finding.to_json())
+        self._file.write(_line(finding.to_json()))
         self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def _line(self, content: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(content) + "\n")
+
+def _line(content: Mapping[str, Any]) -> str:
+    return json.dumps(content) + "\n"
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[Finding]]:
-    """First line and findings; a last line that was cut off is left out."""
-    first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or ["{}"]
+    """What identifies the work, and findings; a last line that was cut off is left out."""
     try:
-        return json.loads(first), [Finding.from_json(json.loads(line)) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
+        first, *lines = path.read_text(encoding="utf-8").split("\n")[:-1] or ["{}"]
+        return dict(dict(json.loads(first)).get("work", {})), [Finding.from_json(json.loads(line)) for line in lines]
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); repeat the comparison without `--resume`.") from error
 
 
@@ -75,8 +78,7 @@ def read_journal(directory: Path) -> tuple[dict[str, Any], list[Finding]]:
     path = directory / NAME
     if not path.is_file():
         raise CheckpointError(f"{directory} holds no comparison; make one with `lit-wsl compare`.")
-    header, findings = _read(path)
-    return header.get("work", {}), findings
+    return _read(path)
 
 
 def identity(files: Iterable[Path]) -> str:
