@@ -13,12 +13,15 @@ from lit_wsl.compare.patterns import analyse, is_stack, matrices_of
 from lit_wsl.compare.records import Extracted, Finding, Pattern, TensorChange
 from lit_wsl.compare.settings import CompareSettings
 from lit_wsl.errors import CheckpointError
+from lit_wsl.state.publish import scratch_beside
 from lit_wsl.state.writer import write_tensors
 from lit_wsl.tensors.difference import Difference, Entries, difference
 from lit_wsl.tensors.lora import LoraFactors
 
 ROUNDED = 1.5
 """How many times the rounding floor what is left behind an update may be."""
+LARGEST = 1e15
+"""Norm of a difference above which its squares leave the range of float32 soon."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,17 @@ def examine(subject: Subject, settings: CompareSettings) -> Finding:
     numpy_time = repeat_with_numpy(base, tuned, found, settings.threshold) if settings.method == "both" else None
     pattern: Pattern | None = None
     extracted: list[Extracted] = []
-    if found.norm > 0.0 and not change.is_rounding and len(base.shape) > 1:
+    if found.norm > 0.0 and not change.is_rounding and _is_matrix(base) and _is_matrix(tuned):
         pattern, extracted = _analyse(subject, found, change, settings)
     total = time.perf_counter() - began
     change = replace(change, total_time=total, tensor_time=tensor_time, numpy_time=numpy_time)
     return Finding(subject.name, change, pattern, extracted)
+
+
+def _is_matrix(entries: Entries) -> bool:
+    """Whether low-rank factors may change a tensor: not a vector, nor integers that stand for themselves."""
+    is_number = entries.dtype.is_floating_point or entries.stored() is None
+    return is_number and len(entries.shape) > 1
 
 
 def _common_rows(subject: Subject) -> Subject:
@@ -64,12 +73,14 @@ def _common_rows(subject: Subject) -> Subject:
 
 
 def _check_finite(found: Difference) -> None:
-    """Refuse NaN on either side, and infinite entries that both sides do not share."""
+    """Refuse NaN, infinite entries but in tensors of the same values (such as masks), and what no weight can be."""
     sides = (("base", found.base_nonfinite), ("fine-tuned model", found.tuned_nonfinite))
-    bad = [(side, nan, inf) for side, (nan, inf) in sides if nan or (inf and not found.is_equal)]
-    if bad:
+    bad = [f"{nan} NaN and {inf} infinite entries in the {side}" for side, (nan, inf) in sides if nan or inf]
+    if bad and (found.unshared or found.norm > 0.0):
+        raise CheckpointError("; ".join(bad))
+    if found.norm > LARGEST:
         raise CheckpointError(
-            "; ".join(f"{nan} NaN and {inf} infinite entries in the {side}" for side, nan, inf in bad)
+            f"entries differ by up to {found.max_abs:.1e}, which no training does: one side is damaged"
         )
 
 
@@ -98,4 +109,6 @@ def _write(path: Path, factors: list[LoraFactors]) -> None:
     for at, one in enumerate(factors):
         tensors |= {f"A.{at}": one.A, f"B.{at}": one.B}
     path.parent.mkdir(exist_ok=True)
-    write_tensors(path, tensors)
+    with scratch_beside(path) as scratch:  # other threads write beside it
+        write_tensors(scratch / path.name, tensors)
+        (scratch / path.name).replace(path)

@@ -102,7 +102,11 @@ def _pattern(spectrum: Spectrum, rounding: float) -> Pattern:
 def _rank(spectrum: Spectrum, pattern: Pattern, settings: CompareSettings) -> int:
     """Rank of the factors to take out; 0 for none."""
     known = len(spectrum.values)
-    if settings.extraction == "never" or (settings.extraction == "found" and not pattern.is_low_rank):
+    if settings.extraction == "never":
+        return 0
+    if spectrum.energy == 0.0:  # an expert that was not trained, beside others that were
+        return min(settings.fixed_rank or 1, known)
+    if settings.extraction == "found" and not pattern.is_low_rank:
         return 0
     if settings.fixed_rank is not None:
         return min(settings.fixed_rank, known)

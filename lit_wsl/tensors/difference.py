@@ -66,6 +66,8 @@ class Difference:
     base_nonfinite: tuple[int, int] = (0, 0)
     """NaN and infinite entries of the base."""
     tuned_nonfinite: tuple[int, int] = (0, 0)
+    unshared: int = 0
+    """Entries that are NaN, or infinite on one side and something else on the other."""
     is_equal: bool = False
     """Bit for bit."""
 
@@ -111,7 +113,7 @@ def difference(base: Entries, tuned: Entries, threshold: float = 1e-6) -> Differ
     bits = _bits(base.stored(), tuned.stored())
     one, two = torch.empty(2, min(entries, BLOCK_ENTRIES), dtype=wide)
     rows: list[list[float]] = []
-    nonfinite = torch.zeros(4, dtype=torch.int64)
+    nonfinite = torch.zeros(5, dtype=torch.int64)
     is_equal = bits is not None
     for start in range(0, entries, BLOCK_ENTRIES):
         stop = min(start + BLOCK_ENTRIES, entries)
@@ -172,8 +174,9 @@ def _is_sure(row: list[float]) -> bool:
 
 def _wide_sums(x: Tensor, y: Tensor, threshold: float, nonfinite: Tensor) -> list[float]:
     """Sums in float64 over entries that are finite on both sides; the others are counted."""
-    nonfinite += torch.stack([kind(side).sum() for side in (x, y) for kind in (torch.isnan, torch.isinf)])
     whole = torch.isfinite(x) & torch.isfinite(y)
+    kinds = [kind(side) for side in (x, y) for kind in (torch.isnan, torch.isinf)]
+    nonfinite += torch.stack([places.sum() for places in (*kinds, (x != y) & ~whole)])
     x, y = torch.where(whole, x, 0.0).double(), torch.where(whole, y, 0.0).double()
     tuned = torch.dot(y, y).item()
     sums = _sums(x, y, threshold)
@@ -196,5 +199,6 @@ def _result(entries: int, rows: list[list[float]], nonfinite: list[int], *, is_e
         changed=round(changed),
         base_nonfinite=(nonfinite[0], nonfinite[1]),
         tuned_nonfinite=(nonfinite[2], nonfinite[3]),
+        unshared=nonfinite[4],
         is_equal=is_equal,
     )
