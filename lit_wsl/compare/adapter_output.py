@@ -144,7 +144,7 @@ def _write_adapter(plan: AdapterPlan, base: ComparedModel, layers: ModelLayers, 
     config = peft_config(
         plan.ranks(),
         module_targets(plan.modules, layers.kinds) if plan.modules else [],
-        base_model=str(home),
+        base_model=str(home.resolve()),
         task_type=layers.task_type,
         fan_in_fan_out=plan.turned,
         bias="all" if plan.biases else "none",

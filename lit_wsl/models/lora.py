@@ -45,7 +45,7 @@ def inject_lora(model: nn.Module, spec: LoraSpec) -> None:
         return
     layers = adapted_layers(model, spec)
     _check_initialisation(model, spec, layers)
-    _check_ties(model, spec)
+    _check_ties(model, layers)
     config = _peft_config(model, spec, layers)
     model.requires_grad_(False)
     try:
@@ -63,6 +63,8 @@ def inject_lora(model: nn.Module, spec: LoraSpec) -> None:
 def load_adapter(model: nn.Module, spec: LoraSpec, directory: Path) -> None:
     """Put the trained factors of a PEFT directory into the adapters of ``model``, in place.
 
+    Tensors that the directory holds whole are not looked at.
+
     Args:
         model: A model that went through ``inject_lora``.
         spec: What it was injected with.
@@ -72,7 +74,8 @@ def load_adapter(model: nn.Module, spec: LoraSpec, directory: Path) -> None:
         CheckpointError: If the directory is no adapter, or of another form than ``spec``.
     """
     adapter = Adapter(Path(directory))
-    state = {key.removeprefix(PREFIX): adapter.state.read(key) for key in adapter.state.keys()}
+    factors = [key for key in adapter.state.keys() if ".lora_" in key]
+    state = {key.removeprefix(PREFIX): adapter.state.read(key) for key in factors}
     _check_form(model, spec, adapter)
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     differing = sorted(set(expected) ^ set(state)) or [k for k in state if state[k].shape != expected[k].shape]
@@ -161,6 +164,7 @@ def _peft_config(model: nn.Module, spec: LoraSpec, layers: Mapping[str, int]) ->
         r=usual,
         rank_pattern=patterns,
         lora_alpha=spec.lora_alpha,
+        alpha_pattern=dict(spec.alpha_pattern),
         target_modules=peft_targets(layers, model),
         lora_dropout=spec.dropout,
         use_rslora=spec.use_rslora,
@@ -205,12 +209,15 @@ def _check_initialisation(model: nn.Module, spec: LoraSpec, layers: Mapping[str,
             )
 
 
-def _check_ties(model: Any, spec: LoraSpec) -> None:
+def _check_ties(model: Any, layers: Mapping[str, int]) -> None:
     """Refuse an adapter on the input embedding where the output embedding shares the weight and gets none."""
-    if not spec.input_embedding_rank or getattr(model, "get_output_embeddings", None) is None:
+    if getattr(model, "get_output_embeddings", None) is None:
         return
     output = model.get_output_embeddings()
-    if output is not None and output.weight is model.get_input_embeddings().weight:
+    if output is None or output.weight is not model.get_input_embeddings().weight:
+        return
+    embedding = model.get_input_embeddings()
+    if any(model.get_submodule(name) is embedding for name in layers):
         raise ConfigError(
             f"embedding_mode lora: the output embedding of {type(model).__name__} shares the weight of the input "
             "embedding, so no plain checkpoint could hold the result; set `untie_embeddings: true`, which "

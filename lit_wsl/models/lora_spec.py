@@ -44,6 +44,11 @@ class LoraSpec:
     """True starts at the base model's function, so do ``gaussian`` and ``orthogonal``; False does not. ``pissa``,
     ``pissa_niter_N`` and ``olora`` start at it too, but move part of the base weights of linear layers into the
     adapter: a checkpoint can hold that, a PEFT directory cannot."""
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    """Ranks of single layers, in place of all of the above: a regular expression on the end of the path to the rank,
+    as in PEFT."""
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    """The same for ``lora_alpha``."""
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -69,6 +74,17 @@ class LoraSpec:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"`{name} >= 0` must hold, got {value}.")
+        for pattern, rank in self.rank_pattern.items():
+            if rank < 1:
+                raise ConfigError(f"`rank_pattern > 0` must hold, got {rank} for {pattern!r}; use `exclude_modules`.")
+        for pattern, alpha in self.alpha_pattern.items():
+            if not 0 < alpha < math.inf:
+                raise ConfigError(f"`0 < alpha_pattern < inf` must hold, got {alpha} for {pattern!r}.")
+        for pattern in (*self.rank_pattern, *self.alpha_pattern):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"Pattern {pattern!r} is no regular expression: {error}.") from error
         if self.embedding_mode not in _EMBEDDING_MODES:
             hint = did_you_mean(str(self.embedding_mode), _EMBEDDING_MODES)
             raise ConfigError(f"Unknown embedding_mode {self.embedding_mode!r}. {hint}")

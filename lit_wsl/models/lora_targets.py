@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from lit_wsl.errors import ConfigError, did_you_mean
 from lit_wsl.models.lora_spec import LoraSpec
 from lit_wsl.state.adapter_layers import module_targets, path_ends
+from lit_wsl.state.adapters import by_pattern
 
 _ATTENTION = re.compile("attn|attention", re.IGNORECASE)
 _LINEAR = (nn.Linear, Conv1D)
@@ -37,6 +38,7 @@ def adapted_layers(model: nn.Module, spec: LoraSpec) -> dict[str, int]:
         )
     if spec.embedding_mode == "lora":
         ranks[_input_embedding(model, spec)] = spec.input_embedding_rank
+    ranks = {name: by_pattern(spec.rank_pattern, name, rank) for name, rank in ranks.items()}
     layers = {name: ranks[name] for name, _ in model.named_modules() if ranks.get(name)}
     if not layers:
         raise ConfigError(

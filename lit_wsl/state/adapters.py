@@ -64,12 +64,12 @@ class AdapterConfig:
         Reference:
             rsLoRA, https://arxiv.org/abs/2312.03732, section 3.
         """
-        rank = _by_pattern(self.rank_pattern, module, self.r)
-        alpha = _by_pattern(self.alpha_pattern, module, self.lora_alpha)
+        rank = by_pattern(self.rank_pattern, module, self.r)
+        alpha = by_pattern(self.alpha_pattern, module, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """Value of the first pattern that matches the end of a module path at a component boundary."""
     for pattern, value in patterns.items():
         if re.match(rf"(.*\.)?({pattern})$", module):
@@ -217,6 +217,11 @@ class Adapter:
         tensor = self.state.read(other)
         return torch.equal(self.state.read(one), tensor.T if turned else tensor)
 
+    @staticmethod
+    def plain(key: str) -> str:
+        """The key of a tensor in the file without PEFT's prefix."""
+        return key.removeprefix(PREFIX)
+
     def factors(self, name: str, base_shape: tuple[int, ...] | None = None) -> LoraFactors:
         """Low-rank factors of a site, in the orientation of the base parameter.
 
@@ -231,7 +236,7 @@ class Adapter:
                 f"{self.directory}: factors of {name!r} do not fit: A {tuple(A.shape)}, B {tuple(B.shape)}; "
                 "the ranks must agree. Save the adapter again."
             )
-        configured = _by_pattern(self.config.rank_pattern, site.module, self.config.r)
+        configured = by_pattern(self.config.rank_pattern, site.module, self.config.r)
         if rank != configured:
             raise CheckpointError(
                 f"{self.directory}: {name!r} has rank {rank} but adapter_config.json says {configured}, "

@@ -15,6 +15,7 @@ from torchmetrics.text import Perplexity
 from lit_wsl.errors import ConfigError, DataError
 from lit_wsl.models.language import load_causal_lm, make_causal_lm, read_model_config, untie_embeddings
 from lit_wsl.models.lora import LoraSpec
+from lit_wsl.state.adapters import read_adapter_config
 from lit_wsl.training.module import BackboneModule, adamw
 
 Batch = dict[str, Tensor]
@@ -33,8 +34,10 @@ class CausalLMModule(BackboneModule):
     Args:
         model: A directory with weights, ``package:NAME/dir``, or a hub id; or a transformers configuration, as the
             path of a ``.json`` file or as a mapping with ``model_type``, which gives random weights from the seed.
+            Without it the base that ``init_adapter`` names.
         lora: Adapters to train; without it the whole model trains.
-        adapter: Directory of a trained adapter to start from, or to test; ``lora`` must fit it.
+        init_adapter: Directory of an adapter to start from, or to test, such as one that ``lit-wsl compare``
+            extracted; its layers, ranks and scales are taken over, or must be those of ``lora`` if that is given.
         untie_embeddings: Give the output embedding a weight of its own where it shares that of the input.
         optimizer: Makes the optimizer from the trainable parameters.
         lr_scheduler: Makes a schedule from the optimizer, stepped every epoch.
@@ -44,15 +47,15 @@ class CausalLMModule(BackboneModule):
 
     def __init__(
         self,
-        model: str | dict[str, Any],
+        model: str | dict[str, Any] | None = None,
         lora: LoraSpec | None = None,
-        adapter: Path | None = None,
+        init_adapter: Path | None = None,
         *,
         untie_embeddings: bool = False,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        source = _source(model)
+        source = _source(model if model is not None else _base_of(init_adapter))
         super().__init__(source if isinstance(source, str) else None, lora, optimizer, lr_scheduler)
         self.save_hyperparameters(
             {
@@ -62,7 +65,7 @@ class CausalLMModule(BackboneModule):
             }
         )
         self.model = _build(source, untie=untie_embeddings)
-        self._adapt(adapter)
+        self._adapt(init_adapter)
         self.model.train()  # transformers loads in evaluation mode, which Lightning would keep
         self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("val", "test")})
 
@@ -187,6 +190,16 @@ def _positions(model: Any) -> int | None:
     modules = (name for name, module in model.named_modules() if isinstance(module, nn.Embedding))
     tables = (*modules, *(name for name, _ in model.named_buffers()))
     return positions if any(_POSITION_TABLE.search(name) for name in tables) else None
+
+
+def _base_of(adapter: Path | None) -> str:
+    """Where an adapter says that its base is."""
+    if adapter is None:
+        raise ConfigError("No model: give `model`, or `init_adapter` with an adapter that names its base.")
+    base = read_adapter_config(Path(adapter)).base_model_name_or_path
+    if not base:
+        raise ConfigError(f"{adapter} does not say which model is its base; give that as `model`.")
+    return base
 
 
 def _source(model: str | dict[str, Any]) -> str | dict[str, Any]:

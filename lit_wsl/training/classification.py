@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -30,7 +31,8 @@ class SequenceClassificationModule(BackboneModule):
         lora: Adapters to train; without it the whole encoder trains.
         head: ``prompt`` scores by the cosine to frozen embeddings of the class prompts under the base encoder,
             ``linear`` trains a linear layer.
-        adapter: Directory of a trained adapter to start from, or to test; ``lora`` must fit it.
+        init_adapter: Directory of an adapter to start from, or to test, such as one that ``lit-wsl compare``
+            extracted; its layers, ranks and scales are taken over, or must be those of ``lora`` if that is given.
         labels: Class names; the data module gives them on the command line.
         prompts: One prompt per class, for the prompt head; by default the labels themselves.
         encoder_dropout: Dropout inside the encoder while training, in [0, 1); null keeps the model's own. The
@@ -47,7 +49,7 @@ class SequenceClassificationModule(BackboneModule):
         model: str,
         lora: LoraSpec | None = None,
         head: Literal["prompt", "linear"] = "prompt",
-        adapter: Path | None = None,
+        init_adapter: Path | None = None,
         labels: list[str] | None = None,
         prompts: list[str] | None = None,
         encoder_dropout: float | None = 0.0,
@@ -73,9 +75,9 @@ class SequenceClassificationModule(BackboneModule):
             _set_dropout(self.encoder, encoder_dropout)
         # The head comes first: its prototypes are those of the base, before any adapter.
         self.head = self._make_head(directory)
-        self._adapt(adapter)
-        if adapter is not None and head == "linear":
-            self.head.load_state_dict(load_head(Path(adapter) / HEAD_FILE).state_dict())
+        self._adapt(init_adapter)
+        if init_adapter is not None and head == "linear":
+            _start_head(self.head, Path(init_adapter))
         if (pooler := getattr(self.encoder, "pooler", None)) is not None:
             pooler.requires_grad_(False)  # mean pooling never reads it: it would get no gradient
         self.encoder.train()  # transformers loads in evaluation mode, which Lightning would keep
@@ -128,6 +130,14 @@ class SequenceClassificationModule(BackboneModule):
             "labels": json.dumps(self.labels, ensure_ascii=False),
             "prompts": json.dumps(self.prompts, ensure_ascii=False),
         }
+
+
+def _start_head(head: nn.Module, adapter: Path) -> None:
+    """Give a linear head the weights beside an adapter; an extracted one has none."""
+    if (adapter / HEAD_FILE).exists():
+        head.load_state_dict(load_head(adapter / HEAD_FILE).state_dict())
+    else:
+        rank_zero_warn(f"{adapter} has no {HEAD_FILE}: the linear head starts from random weights.")
 
 
 def _check_classes(labels: list[str] | None, prompts: list[str] | None) -> tuple[list[str], list[str]]:

@@ -1,6 +1,7 @@
 """What our LightningModules share: a transformers backbone, trained whole or through LoRA."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +13,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.models.adapter_base import check_live_base, trained_base
+from lit_wsl.models.adapter_start import start_from_adapter
 from lit_wsl.models.architecture import tied_names
-from lit_wsl.models.lora import LoraSpec, active_spec, check_saveable, inject_lora, load_adapter, save_adapter
+from lit_wsl.models.lora import LoraSpec, active_spec, check_saveable, inject_lora, save_adapter
 from lit_wsl.models.sharded import gathered, is_spread
 from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
@@ -66,13 +68,11 @@ class BackboneModule(UniversalCheckpoint):
 
     def _adapt(self, adapter: Path | None) -> None:
         """Put adapters into the backbone, with the trained factors of a directory if one is given."""
-        if self.lora is not None:
+        if adapter is not None:
+            self.lora = start_from_adapter(self.backbone, self.lora, Path(adapter))
+            self.hparams["lora"] = asdict(self.lora)  # a checkpoint makes the same adapters without the directory
+        elif self.lora is not None:
             inject_lora(self.backbone, self.lora)
-        if adapter is None:
-            return
-        if self.lora is None:
-            raise ConfigError(f"To load the adapter {adapter}, give the `lora` settings that it was trained with.")
-        load_adapter(self.backbone, self.lora, Path(adapter))
 
     def configure_model(self) -> None:
         """Under a device mesh, shard each block of the backbone, the backbone, and what else trains, once.

@@ -26,8 +26,10 @@ from transformers import (
     ResNetForImageClassification,
 )
 
+from lit_wsl.models.lora import LoraSpec
 from lit_wsl.state.adapters import Adapter
 from lit_wsl.tensors.lora import fold
+from lit_wsl.training.causal_lm import CausalLMModule
 from tests.compare.fine_tuned import (
     IDS,
     config_of,
@@ -335,3 +337,29 @@ def test_a_base_of_a_bare_transformer_under_an_old_name(tmp_path):
     found = under_adapter(AutoModelForCausalLM, inner, tmp_path / "out" / "adapter")
     (tuned / "config.json").write_text((base / "config.json").read_text())
     assert difference(found, output(AutoModelForCausalLM, tuned)) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_a_trained_lora_is_found_with_its_true_ranks(tmp_path, dtype):
+    """An adapter that a run trained, folded into its base by PEFT and rounded."""
+    base = save(llama(tie_word_embeddings=False), tmp_path / "base", dtype)
+    spec = LoraSpec(rank=2, attn_lora_rank=4, lora_alpha=8, target_modules="all-linear", use_rslora=True)
+    wide = save(load(AutoModelForCausalLM, base), tmp_path / "wide")
+    module = CausalLMModule(str(wide), spec, optimizer=lambda p: torch.optim.Adam(p, lr=0.03))
+    batch = {"input_ids": IDS, "labels": IDS}
+    optimizer = module.configure_optimizers()
+    for _ in range(60):
+        optimizer.zero_grad()
+        module.training_step(batch, 0).backward()
+        optimizer.step()
+    module.save_adapter(tmp_path / "trained")
+    trained = Adapter(tmp_path / "trained")
+    plain = PeftModel.from_pretrained(load(AutoModelForCausalLM, base), tmp_path / "trained").merge_and_unload()
+    tuned = save(plain, tmp_path / "tuned", dtype)
+    _, report = extract(base, tuned, tmp_path / "out")
+    assert report.ranks == {name: 4 if "attn" in name else 2 for name in trained.sites}
+    found = Adapter(tmp_path / "out" / "adapter")
+    for name in trained.sites:
+        assert difference(fold(found.factors(name)), fold(trained.factors(name))) < HALF[dtype]
+    result = under_adapter(AutoModelForCausalLM, base, tmp_path / "out" / "adapter")
+    assert difference(result, output(AutoModelForCausalLM, tuned)) < (1e-5 if dtype == torch.float32 else 0.02)

@@ -192,14 +192,14 @@ def test_a_saved_adapter_scores_what_it_scored(text, tmp_path):
     module = CausalLMModule(str(llama_dir), lora, optimizer=_adam)
     trainer = _trainer(tmp_path, max_epochs=1, callbacks=[SaveAdapter(tmp_path / "out")])
     trainer.fit(module, data)
-    again = CausalLMModule(str(llama_dir), lora, adapter=tmp_path / "out")
+    again = CausalLMModule(str(llama_dir), lora, init_adapter=tmp_path / "out")
     assert not torch.allclose(again.eval()(_batch()), CausalLMModule(str(llama_dir)).eval()(_batch()))
     torch.testing.assert_close(again.eval()(_batch()), module.eval()(_batch()))
     assert not (tmp_path / "out" / "head.safetensors").exists()
     with pytest.raises(CheckpointError, match="make them agree"):
-        CausalLMModule(str(llama_dir), dataclasses.replace(lora, rank=4), adapter=tmp_path / "out")
-    with pytest.raises(ConfigError, match="give the `lora` settings"):
-        CausalLMModule(str(llama_dir), adapter=tmp_path / "out")
+        CausalLMModule(str(llama_dir), dataclasses.replace(lora, rank=4), init_adapter=tmp_path / "out")
+    form = CausalLMModule(str(llama_dir), init_adapter=tmp_path / "out")
+    torch.testing.assert_close(form.eval()(_batch()), module.eval()(_batch()))
 
 
 def test_adapters_on_random_weights_fit_no_base(text, tmp_path):

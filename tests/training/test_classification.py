@@ -151,7 +151,7 @@ def test_a_saved_adapter_scores_what_it_scored(bert_dir, opinions, tmp_path, hea
     trainer = _trainer(tmp_path, max_epochs=3, callbacks=[SaveAdapter(tmp_path / "out")])
     trainer.fit(module, data)
     expected = trainer.test(module, data, verbose=False)[0]
-    again, _ = _pair(bert_dir, opinions, LoraSpec(rank=4, lora_alpha=8), head, adapter=tmp_path / "out")
+    again, _ = _pair(bert_dir, opinions, LoraSpec(rank=4, lora_alpha=8), head, init_adapter=tmp_path / "out")
     assert _trainer(tmp_path).test(again, data, verbose=False)[0] == pytest.approx(expected, abs=1e-6)
 
 
@@ -159,9 +159,9 @@ def test_an_adapter_of_another_form_is_refused(bert_dir, opinions, tmp_path):
     module, _ = _pair(bert_dir, opinions, LoraSpec(rank=4, lora_alpha=8))
     module.save_adapter(tmp_path / "out")
     with pytest.raises(CheckpointError, match="rank 4"):
-        _pair(bert_dir, opinions, LoraSpec(rank=2, lora_alpha=8), adapter=tmp_path / "out")
+        _pair(bert_dir, opinions, LoraSpec(rank=2, lora_alpha=8), init_adapter=tmp_path / "out")
     with pytest.raises(CheckpointError, match="does not fit"):
         spec = LoraSpec(rank=4, lora_alpha=8, target_modules=["query"])
-        _pair(bert_dir, opinions, spec, adapter=tmp_path / "out")
-    with pytest.raises(ConfigError, match="lora"):
-        _pair(bert_dir, opinions, None, adapter=tmp_path / "out")
+        _pair(bert_dir, opinions, spec, init_adapter=tmp_path / "out")
+    form, _ = _pair(bert_dir, opinions, None, init_adapter=tmp_path / "out")
+    assert (form.lora.rank, form.lora.lora_alpha) == (4, 8)
