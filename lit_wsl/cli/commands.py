@@ -8,6 +8,14 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lit_wsl.cli.comparing import (
+    configure_analyze,
+    configure_compare,
+    configure_extract,
+    run_analyze,
+    run_compare,
+    run_extract,
+)
 from lit_wsl.cli.mapping import configure_map, run_map
 from lit_wsl.cli.parser import CommandParser
 from lit_wsl.cli.renaming import configure_rename, run_rename
@@ -173,6 +181,9 @@ COMMANDS: dict[str, Command] = {
         Command("export", "write a checkpoint for transformers, PEFT or safetensors", _configure_export, _run_export),
         Command("inspect checkpoint", "show what a checkpoint holds", _configure_inspect, _run_inspect),
         Command("map", "find which weights of one model make those of another, and apply it", configure_map, run_map),
+        Command("compare", "say what changed between two models, and where", configure_compare, run_compare),
+        Command("extract-lora", "take an adapter out of a fine-tuned model", configure_extract, run_extract),
+        Command("analyze", "show what an earlier comparison found", configure_analyze, run_analyze),
         Command("rename", "give the tensors of a checkpoint other names", configure_rename, run_rename),
         Command("data prepare", "fetch and prepare the built-in text tasks", _configure_prepare, _run_prepare),
         Command("completion", "print a completion script for bash or zsh", _configure_completion, _run_completion),

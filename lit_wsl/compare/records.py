@@ -1,6 +1,6 @@
 """What is known of each tensor after a comparison; plain values that survive JSON."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 
@@ -10,7 +10,7 @@ class _Record:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
