@@ -120,5 +120,7 @@ def _one_sided(
             fates.whole[name] = f"the base shares it with {source}"
         else:
             fates.left_out[name] = "the base has no such tensor"
+    used = {name for names in layers.tensors.values() for name in names}
     for name in comparison.architecture.only_in_base:
-        fates.left_out[name] = "the fine-tuned model has no such tensor"
+        if layers.names.get(name, name) in used or name in layers.parts:  # others are read by nothing, as old buffers
+            fates.left_out[name] = "the fine-tuned model has no such tensor"

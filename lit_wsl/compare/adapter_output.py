@@ -16,6 +16,7 @@ from lit_wsl.compare.adapter_plan import AdapterPlan, Factors, Planned, Planner
 from lit_wsl.compare.models import ComparedModel, MappedModel
 from lit_wsl.compare.records import Finding
 from lit_wsl.compare.run import FACTORS, Comparison
+from lit_wsl.errors import CheckpointError
 from lit_wsl.state.adapter_layers import ModelLayers, guess_layers, module_targets
 from lit_wsl.state.adapters import peft_config
 from lit_wsl.state.publish import published_directory, published_file, scratch_beside
@@ -89,20 +90,50 @@ def write_extracted(
     fates = fates_of(comparison, base, tuned, layers)
     factors = Factors(directory, comparison.architecture.comparable())
     low_rank = fates.low_rank()
+    if not factors.has(low_rank) and (earlier := read_extraction(directory)) is not None:
+        shutil.rmtree(directory / FACTORS, ignore_errors=True)  # all was written, and a resumed run asks again
+        return earlier
     files, notes = [], []
+    if low_rank and isinstance(base, MappedModel):
+        notes.append("The base was compared under the names of a weight map, which PEFT does not know: no adapter.")
+    elif low_rank:
+        plan = Planner(fates, layers, base, tuned, factors).plan()
+        notes += _notes(plan, comparison, fates, layers)
+        files += _write_adapter(plan, base, layers, directory)
+    low_rank = {name: finding for name, finding in low_rank.items() if name not in fates.whole}
     if low_rank:
         files.append(_write_flat(comparison, low_rank, factors, directory))
-        if isinstance(base, MappedModel):
-            notes.append("The base was compared under the names of a weight map, which PEFT does not know: no adapter.")
-        else:
-            plan = Planner(fates, layers, base, tuned, factors).plan()
-            notes += _notes(plan, comparison, fates, layers)
-            files += _write_adapter(plan, base, layers, directory)
     report = _report(comparison, low_rank, fates, files, notes)
     if low_rank:
         report.files.append(_write_metadata(report, comparison, directory))
     shutil.rmtree(directory / FACTORS, ignore_errors=True)
     return report
+
+
+def read_extraction(directory: Path) -> ExtractionReport | None:
+    """What an earlier call of :func:`write_extracted` wrote in a directory; None if nothing was.
+
+    Raises:
+        CheckpointError: If its description is damaged.
+    """
+    path = directory / METADATA
+    if not path.is_file():
+        return None
+    names = (f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/adapter_model.safetensors", FLAT, METADATA)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return ExtractionReport(
+            files=[directory / name for name in names if (directory / name).is_file()],
+            ranks=content["ranks"],
+            errors=content["reconstruction_error"],
+            total_error=content["total_reconstruction_error"],
+            parameters=content["parameters"],
+            kept_whole=content["kept_whole"],
+            left_out=content["left_out"],
+            notes=content["notes"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error!r}); extract the adapter again.") from error
 
 
 def _layers_of(base: ComparedModel) -> ModelLayers:

@@ -5,7 +5,7 @@ Reference:
     experts and whole tensors are those that PEFT 0.21 loads.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -42,6 +42,10 @@ class Factors:
 
     def __init__(self, directory: Path, comparable: list[str]) -> None:
         self._files = {name: directory / FACTORS / factor_file(at) for at, name in enumerate(comparable)}
+
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether all factors of these tensors are there."""
+        return all(self._files[name].is_file() for name in names)
 
     def read(self, name: str, expert: int = 0) -> tuple[Tensor, Tensor]:
         """``A`` of shape ``(r, columns)`` and ``B`` of shape ``(rows, r)``: the stored update is ``B @ A``."""

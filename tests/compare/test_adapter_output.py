@@ -1,12 +1,13 @@
 """Extracted adapters: PEFT loads them, and they give the fine-tuned model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -24,10 +25,18 @@ from transformers import (
     Qwen3MoeForCausalLM,
     ResNetConfig,
     ResNetForImageClassification,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
+from lit_wsl.compare.adapter_output import read_extraction, write_extracted
+from lit_wsl.compare.models import open_base, open_tuned
+from lit_wsl.compare.run import examine_all, new_comparison
+from lit_wsl.compare.settings import CompareSettings
+from lit_wsl.errors import CheckpointError
 from lit_wsl.models.lora import LoraSpec
 from lit_wsl.state.adapters import Adapter
+from lit_wsl.state.remap import Entry, WeightMap
 from lit_wsl.tensors.lora import fold
 from lit_wsl.training.causal_lm import CausalLMModule
 from tests.compare.fine_tuned import (
@@ -122,6 +131,19 @@ def test_the_files_say_what_they_hold(tmp_path):
     assert "rank 4" in report.sentence()
 
 
+def test_a_second_call_reports_what_the_first_wrote(tmp_path):
+    base = save(llama(tie_word_embeddings=False), tmp_path / "base")
+    tuned = save(merged_lora(load(AutoModelForCausalLM, base), r=2, target_modules=["q_proj"]), tmp_path / "tuned")
+    comparison, report = extract(base, tuned, tmp_path / "out")
+    before = open_base(base)
+    again = write_extracted(comparison, before, open_tuned(tuned, before), tmp_path / "out")
+    assert sorted(again.files) == sorted(report.files)
+    assert replace(again, files=[]) == replace(report, files=[])
+    (tmp_path / "out" / "lora_metadata.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_extraction(tmp_path / "out")
+
+
 def test_conv1d_layers_are_turned(tmp_path):
     base = save(gpt2(), tmp_path / "base")
     settings = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
@@ -206,6 +228,40 @@ def test_an_output_embedding_that_was_untied_is_kept_whole(tmp_path):
     with pytest.warns(UserWarning, match="tie_word_embeddings"):
         found = PeftModel.from_pretrained(load(AutoModelForCausalLM, base), tmp_path / "out" / "adapter").eval()
     assert difference(found(IDS)[0], output(AutoModelForCausalLM, tuned)) < 1e-5
+
+
+def test_an_embedding_that_several_layers_use_is_kept_whole(tmp_path):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}
+    base = save(T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)), tmp_path / "base")
+    tuned = merged_lora(load(T5ForConditionalGeneration, base), r=2, target_modules=["q"])
+    tuned.shared.weight.data += torch.randn(40, 2) @ torch.randn(2, 32) * 0.1
+    tuned = save(tuned, tmp_path / "tuned")
+    _, report = extract(base, tuned, tmp_path / "out", extraction="always")
+    assert list(report.kept_whole) == ["shared.weight"]
+    assert "shared.weight" not in report.ranks
+    found = PeftModel.from_pretrained(load(T5ForConditionalGeneration, base), tmp_path / "out" / "adapter").eval()
+    inputs = {"input_ids": IDS, "decoder_input_ids": IDS}
+    expected = load(T5ForConditionalGeneration, tuned)(**inputs).logits
+    assert difference(found(**inputs).logits, expected) < 1e-5
+    assert config_of(tmp_path / "out")["task_type"] == "SEQ_2_SEQ_LM"
+
+
+def test_behind_a_weight_map_the_factors_are_written_flat(tmp_path):
+    base = save(llama(tie_word_embeddings=False), tmp_path / "base")
+    tuned = merged_lora(load(AutoModelForCausalLM, base), r=2, target_modules=["q_proj"])
+    names = [name for name, _ in tuned.named_parameters()]
+    weight_map = WeightMap([Entry((name,), (f"net.{name}",)) for name in names])
+    (tmp_path / "tuned").mkdir()
+    save_file({f"net.{name}": p.detach() for name, p in tuned.named_parameters()}, tmp_path / "tuned" / "a.safetensors")
+    before = open_base(base, weight_map)
+    after = open_tuned(tmp_path / "tuned" / "a.safetensors", before)
+    comparison = new_comparison(before, after, CompareSettings())
+    examine_all(comparison, before, after, tmp_path / "tuned", threads=1)
+    report = write_extracted(comparison, before, after, tmp_path / "tuned")
+    assert "no adapter" in report.notes[0]
+    assert [path.name for path in report.files] == ["extracted_lora_weights.safetensors", "lora_metadata.json"]
+    assert "net.model.layers.0.self_attn.q_proj.lora_A" in load_file(report.files[0])
 
 
 def test_a_classifier_is_kept_whole(tmp_path):
