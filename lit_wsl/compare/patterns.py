@@ -7,9 +7,12 @@ from lit_wsl.compare.records import Extracted, Pattern
 from lit_wsl.compare.settings import CompareSettings
 from lit_wsl.tensors.difference import Entries
 from lit_wsl.tensors.lora import LoraFactors
-from lit_wsl.tensors.spectrum import DeltaMatrix, Spectrum, leading_spectrum, residual_norm
+from lit_wsl.tensors.spectrum import POWER_ITERATIONS, DeltaMatrix, Spectrum, leading_spectrum, residual_norm
 
 OVERSAMPLING = 8
+"""Values beyond those that are wanted, at least."""
+FEW = 16
+"""A larger rank that is asked for gets more values and iterations, so that its factors are as near to the best."""
 MARGIN = 8
 """A rank this near to the number of known values asks for more of them."""
 MOST_VALUES = 512
@@ -64,17 +67,19 @@ def analyse(
 
 def _spectrum(matrix: DeltaMatrix, settings: CompareSettings) -> Spectrum:
     """As many singular values as the rank needs: more are asked for while the rank reaches the last of them."""
-    count = max(settings.known_values, settings.fixed_rank or 0) + OVERSAMPLING
+    rank = settings.fixed_rank or 0
+    count = max(settings.known_values, rank + rank // 4) + OVERSAMPLING
+    iterations = POWER_ITERATIONS if rank <= FEW else 2 * POWER_ITERATIONS
     while True:
-        spectrum = leading_spectrum(matrix, count, is_exact=settings.is_exact)
-        if spectrum.is_exact or count >= MOST_VALUES or spectrum.rank_above_noise() + MARGIN < count:
+        spectrum = leading_spectrum(matrix, count, is_exact=settings.is_exact, iterations=iterations)
+        if spectrum.is_exact or count >= MOST_VALUES or spectrum.rank_above_noise + MARGIN < count:
             return spectrum
         count *= 2
 
 
 def _pattern(spectrum: Spectrum, rounding: float) -> Pattern:
     """What a spectrum says, given the norm that rounding alone may leave."""
-    rank = spectrum.rank_above_noise()
+    rank = spectrum.rank_above_noise
     edge = spectrum.noise_edge(rank)
     values = spectrum.values.tolist()
     captured = spectrum.captured(rank)

@@ -129,6 +129,7 @@ class Spectrum:
         columns = _whole_noise(self.column_energy - (right * values[:, None]).square().sum(0), right.square().sum(0))
         return max(math.sqrt(rows) + math.sqrt(columns), _ROUNDING * float(self.values[0]))
 
+    @cached_property
     def rank_above_noise(self) -> int:
         """How many singular values stand out of the noise that remains behind them.
 
@@ -164,7 +165,9 @@ def _whole_noise(remainder: Tensor, leverage: Tensor) -> float:
     return max(0.0, float((remainder / (1.0 - leverage).clamp_min(_LEAST_LEFT).square()).max()))
 
 
-def leading_spectrum(matrix: DeltaMatrix, count: int, *, is_exact: bool = False) -> Spectrum:
+def leading_spectrum(
+    matrix: DeltaMatrix, count: int, *, is_exact: bool = False, iterations: int = POWER_ITERATIONS
+) -> Spectrum:
     """The ``count`` largest singular values with their vectors, by a randomised range finder with power iterations.
 
     Each iteration is one pass over the blocks of the matrix: ``Z <- orth(sum D_b.T (D_b Z))``. Small matrices, and
@@ -175,6 +178,7 @@ def leading_spectrum(matrix: DeltaMatrix, count: int, *, is_exact: bool = False)
         matrix: The difference.
         count: Values wanted.
         is_exact: Whether to decompose the whole matrix in memory, whatever its size.
+        iterations: Power iterations; more of them tell the last of many values of a flat spectrum better apart.
 
     Reference:
         Halko, Martinsson, Tropp, https://arxiv.org/abs/0909.4061, algorithms 4.4 and 5.1.
@@ -183,7 +187,7 @@ def leading_spectrum(matrix: DeltaMatrix, count: int, *, is_exact: bool = False)
     if is_exact or min(rows, columns) <= max(SMALL, 2 * count):
         return _exact(matrix.whole())
     Z = CounterRng(seed=0).normal("sketch", columns * count).reshape(columns, count)
-    for _ in range(POWER_ITERATIONS):
+    for _ in range(iterations):
         G = torch.zeros(columns, count)
         for _, block in matrix.blocks():
             G.addmm_(block.T, block @ Z)

@@ -142,3 +142,16 @@ def test_more_values_are_asked_for_while_the_rank_reaches_the_last(rank):
     assert (pattern.effective_rank, factors.rank) == (rank, rank)
     assert rank < len(pattern.singular_values) <= MOST_VALUES
     assert record.relative_error < 0.02
+
+
+@pytest.mark.parametrize("rank", [16, 64])
+def test_factors_of_an_asked_rank_are_within_a_percent_of_the_best(rank):
+    """Noise is the worst case: all its singular values are alike."""
+    delta = torch.randn(600, 520, generator=torch.Generator().manual_seed(5))
+    settings = CompareSettings(extraction="always", rank=str(rank), known_values=16)
+    matrix = DeltaMatrix(Stored(torch.zeros_like(delta)), Stored(delta), (600, 520))
+    _, factors, extracted = analyse(matrix, settings, 0.0, 1.0)
+    values = torch.linalg.svdvals(delta.double())
+    best = values[rank:].square().sum().sqrt() / values.square().sum().sqrt()
+    assert factors.rank == rank
+    assert best <= extracted.relative_error <= 1.01 * best

@@ -137,7 +137,7 @@ def test_residual_norm_is_that_of_the_entries(monkeypatch, block):
 def test_a_zero_matrix_has_rank_zero_and_factors():
     for shape in ((40, 30), (400, 300)):
         found = leading_spectrum(matrix_of(torch.zeros(shape)), 8)
-        assert (found.rank_above_noise(), found.energy, found.captured(1)) == (0, 0.0, 1.0)
+        assert (found.rank_above_noise, found.energy, found.captured(1)) == (0, 0.0, 1.0)
         assert not fold(found.factors(4)).any()
 
 
@@ -174,7 +174,7 @@ def planted(shape, rank, dtype, seed, margin=3.0):
 
 def rank_of(base, tuned):
     """The estimated rank, from more values than it has."""
-    return leading_spectrum(DeltaMatrix(Stored(base), Stored(tuned), tuple(base.shape)), 80).rank_above_noise()
+    return leading_spectrum(DeltaMatrix(Stored(base), Stored(tuned), tuple(base.shape)), 80).rank_above_noise
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
