@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback as UniversalCheckpointCallback
     from lit_wsl.callbacks.weight_map_init import WeightMapInit as WeightMapInit
-    from lit_wsl.compare.api import compare as compare
-    from lit_wsl.compare.api import extract_lora as extract_lora
-    from lit_wsl.compare.run import Comparison as Comparison
-    from lit_wsl.compare.settings import CompareSettings as CompareSettings
+    from lit_wsl.comparing.api import compare as compare
+    from lit_wsl.comparing.api import extract_lora as extract_lora
+    from lit_wsl.comparing.run import Comparison as Comparison
+    from lit_wsl.comparing.settings import CompareSettings as CompareSettings
     from lit_wsl.mapper.mapper import WeightMapper as WeightMapper
     from lit_wsl.merging import MergeReport as MergeReport
     from lit_wsl.merging import MergeSpec as MergeSpec
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "CompareSettings": "lit_wsl.compare.settings",
-    "Comparison": "lit_wsl.compare.run",
+    "CompareSettings": "lit_wsl.comparing.settings",
+    "Comparison": "lit_wsl.comparing.run",
     "LoraSpec": "lit_wsl.models.lora_spec",
     "MergeReport": "lit_wsl.merging",
     "MergeSpec": "lit_wsl.merging",
@@ -35,9 +35,9 @@ _HOME = {
     "WeightMap": "lit_wsl.state.remap",
     "WeightMapInit": "lit_wsl.callbacks.weight_map_init",
     "WeightMapper": "lit_wsl.mapper.mapper",
-    "compare": "lit_wsl.compare.api",
+    "compare": "lit_wsl.comparing.api",
     "export_checkpoint": "lit_wsl.models.export",
-    "extract_lora": "lit_wsl.compare.api",
+    "extract_lora": "lit_wsl.comparing.api",
     "get_merged_state_dict": "lit_wsl.models.universal.api",
     "load_universal": "lit_wsl.models.universal.api",
     "merge": "lit_wsl.merging",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.comparing.variants import RANK, linear_layers
-from lit_wsl.compare.patterns import OVERSAMPLING
+from lit_wsl.comparing.patterns import OVERSAMPLING
 from lit_wsl.state.reader import StateReader, open_state
 from lit_wsl.tensors.difference import Stored
 from lit_wsl.tensors.lora import LoraFactors

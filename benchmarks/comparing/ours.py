@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparing.variants import RANK
-from lit_wsl.compare.models import ComparedModel, open_base, open_tuned
-from lit_wsl.compare.run import Comparison, examine_all, new_comparison
-from lit_wsl.compare.settings import CompareSettings
+from lit_wsl.comparing.models import ComparedModel, open_base, open_tuned
+from lit_wsl.comparing.run import Comparison, examine_all, new_comparison
+from lit_wsl.comparing.settings import CompareSettings
 from lit_wsl.tensors.difference import difference
 from lit_wsl.tensors.threads import parallel_parameters
 

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lit_wsl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lit_wsl.compare.run import Comparison
+    from lit_wsl.comparing.run import Comparison
 
 _MODEL = "a directory, a file of weights, a hub id, or `package:NAME/sub/dir`"
 
@@ -80,8 +80,8 @@ def run_analyze(options: Namespace) -> int:
     """Say what an earlier comparison found."""
     import json
 
-    from lit_wsl.compare.outputs import read_outputs
-    from lit_wsl.compare.verdict import verdict_of
+    from lit_wsl.comparing.outputs import read_outputs
+    from lit_wsl.comparing.verdict import verdict_of
 
     comparison = read_outputs(Path(options.directory).expanduser())
     if options.json:
@@ -95,7 +95,7 @@ def _run(options: Namespace, **fields: Any) -> int:
     if options.resume and options.overwrite:
         raise ConfigError("`--resume` goes on with a comparison and `--overwrite` replaces it; pass one of them.")
     from lit_wsl.cli.progress import progress_bar
-    from lit_wsl.compare.api import compare
+    from lit_wsl.comparing.api import compare
 
     with progress_bar("comparing") as progress:
         comparison = compare(
@@ -130,7 +130,7 @@ def _extracted(comparison: "Comparison") -> str:
 
 def _show(comparison: "Comparison") -> None:
     from lit_wsl.cli.console import table_console
-    from lit_wsl.compare.tables import comparison_tables
+    from lit_wsl.comparing.tables import comparison_tables
 
     console = table_console(markup=False)
     for part in comparison_tables(comparison):

@@ -164,7 +164,7 @@ def test_earlier_output_and_strangers_are_left_alone(capsys, models):
 SLOW = """
 import sys, time
 from lit_wsl.cli.main import run
-from lit_wsl.compare import run as room
+from lit_wsl.comparing import run as room
 examine = room.examine
 def slow(subject, settings):
     time.sleep(0.25)

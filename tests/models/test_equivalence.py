@@ -6,8 +6,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from lit_wsl.errors import CheckpointError
 from lit_wsl.models.equivalence import compare_outputs
-from tests.compare.fine_tuned import extract, load, merged_lora, save
-from tests.compare.test_adapter_output import bert, llama, noise
+from tests.comparing.fine_tuned import extract, load, merged_lora, save
+from tests.comparing.test_adapter_output import bert, llama, noise
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from lit_wsl.models.lora import LoraSpec
 from lit_wsl.state.adapters import Adapter
 from lit_wsl.training.causal_lm import CausalLMModule, next_token_loss
 from lit_wsl.training.token_blocks import TokenBlockData
-from tests.compare.fine_tuned import extract, load, merged_lora, save
+from tests.comparing.fine_tuned import extract, load, merged_lora, save
 from tests.tiny_llama import write_tied_llama, write_untied_llama
 
 ROOT = Path(__file__).parents[2]

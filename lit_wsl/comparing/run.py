@@ -1,0 +1,124 @@
+"""Compare two models in one pass over their tensors, and keep what was found as it is found."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from lit_wsl.comparing.architecture import Architecture, architecture_of
+from lit_wsl.comparing.examine import Subject, examine
+from lit_wsl.comparing.models import ComparedModel
+from lit_wsl.comparing.records import Finding
+from lit_wsl.comparing.settings import CompareSettings
+from lit_wsl.errors import CheckpointError
+from lit_wsl.tensors.threads import free_cores, parallel_parameters
+
+if TYPE_CHECKING:
+    from lit_wsl.comparing.adapter_output import ExtractionReport
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes done, bytes in all, and the tensor at hand."""
+AHEAD = 4
+"""Tensors that are queued for each worker."""
+FACTORS = ".factors"
+"""Folder of extracted factors inside an output directory, until the adapter is written."""
+
+
+@dataclass
+class Comparison:
+    """What is known of two models; findings are in the order of the base."""
+
+    base: str
+    finetuned: str
+    settings: CompareSettings
+    architecture: Architecture
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+    extraction: "ExtractionReport | None" = None
+    """What was written of the factors."""
+    is_complete: bool = False
+    """Whether every tensor was examined; False after an interruption."""
+
+    def failed(self) -> dict[str, str]:
+        """Tensors that could not be compared, with the reason."""
+        return self.architecture.failed | {one.name: one.failed for one in self.findings if one.failed}
+
+
+def new_comparison(base: ComparedModel, tuned: ComparedModel, settings: CompareSettings) -> Comparison:
+    """A comparison of which only names, shapes and dtypes are known.
+
+    Raises:
+        CheckpointError: If the models have no name in common.
+    """
+    return Comparison(base.where, tuned.where, settings, architecture_of(base, tuned))
+
+
+def examine_all(
+    comparison: Comparison,
+    base: ComparedModel,
+    tuned: ComparedModel,
+    directory: Path,
+    *,
+    finished: Mapping[str, Finding] = MappingProxyType({}),
+    found: Callable[[Finding], None] = lambda finding: None,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> None:
+    """Examine every tensor that both models have; an interruption leaves the comparison with what is done.
+
+    Args:
+        comparison: Receives the findings.
+        base: The model before.
+        tuned: The model after.
+        directory: Existing directory that receives the factors.
+        finished: Findings of an earlier run, which are not repeated.
+        found: Told each finding in the order of the base, also those of an earlier run.
+        threads: Workers; 0 takes one per core.
+        progress: Told after each tensor.
+    """
+    began = time.perf_counter()
+    names = comparison.architecture.comparable()
+    left, right = base.infos(), tuned.infos()
+    sizes = {name: left[name].nbytes + right[name].nbytes for name in names}
+    done, total = 0, sum(sizes.values())
+
+    def task(name: str, at: int) -> Finding:
+        if name in finished:
+            return finished[name]
+        try:
+            subject = Subject(name, base.entries(name), tuned.entries(name), directory / FACTORS / factor_file(at))
+            return examine(subject, comparison.settings)
+        except CheckpointError as error:
+            return Finding(name, failed=str(error))
+
+    try:
+        for finding in _in_order(task, names, threads or free_cores()):
+            comparison.findings.append(finding)
+            found(finding)
+            done += sizes[finding.name]
+            if progress is not None:
+                progress(done, total, finding.name)
+        comparison.is_complete = True
+    finally:
+        comparison.seconds = time.perf_counter() - began
+
+
+def factor_file(at: int) -> str:
+    """File that keeps the factors of the tensor at that place in the base."""
+    return f"{at:06d}.safetensors"
+
+
+def _in_order(task: Callable[[str, int], Finding], names: list[str], workers: int) -> Iterator[Finding]:
+    """Results in the order of the names, a few of them worked on ahead."""
+    queue: deque[Future[Finding]] = deque()
+    with parallel_parameters(workers) as pool:
+        for at, name in enumerate(names):
+            queue.append(pool.submit(task, name, at))
+            if len(queue) >= AHEAD * workers:
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
