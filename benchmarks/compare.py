@@ -28,7 +28,7 @@ from benchmarks.inputs import SIZES
 from benchmarks.measure import machine, read_cached
 from benchmarks.peers import MERGEKIT, peer_environment
 from lit_wsl.state.reader import open_state
-from lit_wsl.tensors.threads import free_cores
+from lit_wsl.tensors.workers import free_cores
 
 PEER_IMPORTS = "import mergekit.scripts.extract_lora"
 MOST_ERROR = 1.01

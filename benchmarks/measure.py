@@ -142,13 +142,16 @@ def _children(pid: int) -> list[int]:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """Resident and anonymous bytes of a process; zeros once it has ended."""
+    """Resident and anonymous bytes of a process; zeros once it has ended.
+
+    What several processes share since a fork counts for each by its share.
+    """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0, 0
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return _kilobytes(fields, "VmRSS"), _kilobytes(fields, "RssAnon")
+    return _kilobytes(fields, "Rss"), _kilobytes(fields, "Pss_Anon")
 
 
 def _kilobytes(fields: Mapping[str, str], key: str) -> int:

@@ -18,7 +18,7 @@ from lit_wsl.state.reader import StateReader, open_state
 from lit_wsl.tensors.difference import Stored
 from lit_wsl.tensors.lora import LoraFactors
 from lit_wsl.tensors.spectrum import DeltaMatrix, leading_spectrum, residual_norm
-from lit_wsl.tensors.threads import parallel_parameters
+from lit_wsl.tensors.workers import parallel_parameters
 
 
 def main() -> None:

@@ -8,13 +8,13 @@ import mmap
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.comparing.variants import weight_files
+from lit_wsl.tensors.workers import forked
 
 PIECE_BYTES = 1 << 20
 BLOCKS = (1 << 16, 1 << 17, 1 << 18)
@@ -33,17 +33,21 @@ def main() -> None:
     print(json.dumps({"reading": reading, "arithmetic": arithmetic, "seconds": max(reading, arithmetic)}))
 
 
-def _concurrently(work: Callable[[int], None], threads: int) -> float:
-    """Seconds until every thread has done its part."""
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(time.sleep, [0.01] * threads))  # all threads live
+def _concurrently(work: Callable[[int], None], workers: int) -> float:
+    """Seconds until every worker has done its part; processes, so that none waits for another."""
+    with forked(work, workers) as pool:
+        for future in [pool.submit(-1) for _ in range(4 * workers)]:  # all workers live
+            future.result()
         began = time.perf_counter()
-        list(pool.map(work, range(threads)))
+        for future in [pool.submit(at) for at in range(workers)]:
+            future.result()
         return time.perf_counter() - began
 
 
 def _read(files: list[Path], part: int, parts: int) -> None:
     """Copy a share of mapped files, piece by piece, to a place in cache."""
+    if part < 0:
+        return
     place = np.empty(PIECE_BYTES, dtype=np.uint8)
     for path in files:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -58,7 +62,8 @@ def _read(files: list[Path], part: int, parts: int) -> None:
 def _arithmetic(entries: int, block: int, threads: int) -> float:
     """Seconds for the figures of so many entries, from a measurement on blocks that never leave the cache."""
     count = min(entries, SAMPLE_ENTRIES) // (threads * block) + 1
-    return _concurrently(lambda at: _figures(block, count), threads) * entries / (count * block * threads)
+    seconds = _concurrently(lambda at: _figures(block, count if at >= 0 else 1), threads)
+    return seconds * entries / (count * block * threads)
 
 
 def _figures(block: int, count: int) -> None:
@@ -66,6 +71,7 @@ def _figures(block: int, count: int) -> None:
     base = torch.full((block,), 0.5, dtype=torch.bfloat16)
     tuned = torch.full((block,), 0.25, dtype=torch.bfloat16)
     x, delta = torch.empty(2, block)
+    sizes = delta.numpy()
     for _ in range(count):
         x.copy_(base)
         delta.copy_(tuned)
@@ -76,8 +82,8 @@ def _figures(block: int, count: int) -> None:
         delta.sum()
         delta.abs_()
         delta.sum()
-        delta.amax()
-        delta.gt_(THRESHOLD).sum()
+        sizes.max()
+        np.count_nonzero(sizes > THRESHOLD)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from lit_wsl.comparing.models import ComparedModel, open_base, open_tuned
 from lit_wsl.comparing.run import Comparison, examine_all, new_comparison
 from lit_wsl.comparing.settings import CompareSettings
 from lit_wsl.tensors.difference import difference
-from lit_wsl.tensors.threads import parallel_parameters
+from lit_wsl.tensors.workers import forked
 
 
 def main() -> None:
@@ -31,8 +31,8 @@ def figures(base: str, tuned: str, directory: Path, threads: int) -> dict[str, A
     began = time.perf_counter()
     left, right, new = _opened(base, tuned, CompareSettings())
     names = new.architecture.comparable()
-    with parallel_parameters(threads) as pool:
-        found = list(pool.map(lambda name: difference(left.entries(name), right.entries(name)), names))
+    with forked(lambda name: difference(left.entries(name), right.entries(name)), threads) as pool:
+        found = [future.result() for future in [pool.submit(name) for name in names]]
     seconds = time.perf_counter() - began
     told = {n: [d.mean_abs, d.max_abs, d.relative, d.changed_ratio] for n, d in zip(names, found, strict=True)}
     return {"seconds": seconds, "figures": told}

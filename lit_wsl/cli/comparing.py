@@ -124,7 +124,7 @@ def _run(options: Namespace, **fields: Any) -> int:
 
 def _extracted(comparison: "Comparison") -> str:
     if comparison.extraction is not None:
-        return comparison.extraction.sentence()
+        return "\n".join(comparison.extracted())
     return "No adapter was extracted: low rank does not say what changed; `--lora-rank` extracts one all the same."
 
 

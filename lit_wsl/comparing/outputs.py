@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_wsl.comparing.adapter_output import read_extraction
 from lit_wsl.comparing.architecture import Architecture
 from lit_wsl.comparing.journal import read_journal
 from lit_wsl.comparing.records import Finding
@@ -150,6 +151,7 @@ def read_outputs(directory: Path) -> Comparison:
         architecture,
         ordered,
         seconds=_seconds(directory, findings),
+        extraction=read_extraction(directory),
         is_complete=is_known and latest.keys() >= set(architecture.comparable()),
     )
 

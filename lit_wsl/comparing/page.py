@@ -49,8 +49,9 @@ def _opening(comparison: Comparison, verdict: Verdict, sums: Summary) -> Iterato
     }
     yield f'<h1 class="{verdict.kind}">{escape(verdict.headline)}.</h1>'
     yield f"<dl>{''.join(f'<dt>{name}</dt><dd>{text}</dd>' for name, text in facts.items())}</dl>"
-    if verdict.findings:
-        yield f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in verdict.findings)}</ul>"
+    told = [*verdict.findings, *comparison.extracted()]
+    if told:
+        yield f"<ul>{''.join(f'<li>{escape(one)}</li>' for one in told)}</ul>"
 
 
 def _changed(whole: Total, settings: CompareSettings) -> str:

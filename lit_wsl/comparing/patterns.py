@@ -66,13 +66,14 @@ def analyse(
 
 
 def _spectrum(matrix: DeltaMatrix, settings: CompareSettings) -> Spectrum:
-    """As many singular values as the rank needs: more are asked for while the rank reaches the last of them."""
+    """As many singular values as the rank needs; where none is given, more while the rank reaches the last of them."""
     rank = settings.fixed_rank or 0
     count = max(settings.known_values, rank + rank // 4) + OVERSAMPLING
     iterations = POWER_ITERATIONS if rank <= FEW else 2 * POWER_ITERATIONS
     while True:
         spectrum = leading_spectrum(matrix, count, is_exact=settings.is_exact, iterations=iterations)
-        if spectrum.is_exact or count >= MOST_VALUES or spectrum.rank_above_noise + MARGIN < count:
+        is_enough = bool(rank) or count >= MOST_VALUES or spectrum.rank_above_noise + MARGIN < count
+        if spectrum.is_exact or is_enough:
             return spectrum
         count *= 2
 

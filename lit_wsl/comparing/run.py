@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -15,13 +16,15 @@ from lit_wsl.comparing.models import ComparedModel
 from lit_wsl.comparing.records import Finding
 from lit_wsl.comparing.settings import CompareSettings
 from lit_wsl.errors import CheckpointError
-from lit_wsl.tensors.threads import free_cores, parallel_parameters
+from lit_wsl.tensors.workers import forked, free_cores
 
 if TYPE_CHECKING:
     from lit_wsl.comparing.adapter_output import ExtractionReport
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes done, bytes in all, and the tensor at hand."""
+SMALL = 1 << 26
+"""Bytes of both models below which threads do: they start sooner than processes."""
 AHEAD = 4
 """Tensors that are queued for each worker."""
 FACTORS = ".factors"
@@ -46,6 +49,10 @@ class Comparison:
     def failed(self) -> dict[str, str]:
         """Tensors that could not be compared, with the reason."""
         return self.architecture.failed | {one.name: one.failed for one in self.findings if one.failed}
+
+    def extracted(self) -> list[str]:
+        """What was extracted and what a user must know of it, in sentences; empty where nothing was asked for."""
+        return [] if self.extraction is None else [self.extraction.sentence(), *self.extraction.notes]
 
 
 def new_comparison(base: ComparedModel, tuned: ComparedModel, settings: CompareSettings) -> Comparison:
@@ -96,7 +103,7 @@ def examine_all(
             return Finding(name, failed=str(error))
 
     try:
-        for finding in _in_order(task, names, threads or free_cores()):
+        for finding in _in_order(task, names, threads or free_cores(), is_small=total < SMALL):
             comparison.findings.append(finding)
             found(finding)
             done += sizes[finding.name]
@@ -112,13 +119,24 @@ def factor_file(at: int) -> str:
     return f"{at:06d}.safetensors"
 
 
-def _in_order(task: Callable[[str, int], Finding], names: list[str], workers: int) -> Iterator[Finding]:
-    """Results in the order of the names, a few of them worked on ahead."""
+def _in_order(
+    task: Callable[[str, int], Finding], names: list[str], workers: int, *, is_small: bool
+) -> Iterator[Finding]:
+    """Results in the order of the names, a few of them worked on ahead.
+
+    Raises:
+        CheckpointError: If a worker process was killed.
+    """
     queue: deque[Future[Finding]] = deque()
-    with parallel_parameters(workers) as pool:
-        for at, name in enumerate(names):
-            queue.append(pool.submit(task, name, at))
-            if len(queue) >= AHEAD * workers:
+    with forked(task, workers, in_threads=is_small) as pool:
+        try:
+            for at, name in enumerate(names):
+                queue.append(pool.submit(name, at))
+                if len(queue) >= AHEAD * workers:
+                    yield queue.popleft().result()
+            while queue:
                 yield queue.popleft().result()
-        while queue:
-            yield queue.popleft().result()
+        except BrokenProcessPool as error:
+            raise CheckpointError(
+                "A worker process was killed, perhaps for want of memory; go on with `--resume --threads 1`."
+            ) from error

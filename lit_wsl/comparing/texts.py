@@ -141,7 +141,7 @@ def report_text(comparison: Comparison, configs: Mapping[str, Any]) -> str:
     """The file ``comparison_report.txt``: the verdict, then short tables."""
     verdict, sums = verdict_of(comparison), summarise(comparison.findings)
     lines = [f"{verdict.headline}.", "", f"Base:       {comparison.base}", f"Fine-tuned: {comparison.finetuned}", ""]
-    lines += [f"- {one}" for one in verdict.findings]
+    lines += [f"- {one}" for one in [*verdict.findings, *comparison.extracted()]]
     if sums.whole.changed:
         short = short_kinds(sums.kinds)
         changed = sorted(

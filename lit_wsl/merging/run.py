@@ -22,7 +22,7 @@ from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.merging.writers import WRITERS, Writer
 from lit_wsl.state.publish import check_target, published_directory
 from lit_wsl.state.writer import write_tensors
-from lit_wsl.tensors.threads import parallel_parameters
+from lit_wsl.tensors.workers import parallel_parameters
 
 logger = logging.getLogger(__name__)
 
