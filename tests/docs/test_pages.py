@@ -36,7 +36,7 @@ def test_start_page_is_readme_with_working_links():
 def test_commands_in_the_pages_exist():
     known = {*COMMANDS, *TRAINER_COMMANDS}
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for words in re.findall(r"^lit-wsl ([a-z]+(?: [a-z]+)?)", page.read_text(), re.MULTILINE):
+        for words in re.findall(r"^lit-wsl ([a-z-]+(?: [a-z-]+)?)", page.read_text(), re.MULTILINE):
             assert words in known or words.split()[0] in known, (page.name, words)
 
 
