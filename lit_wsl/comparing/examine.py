@@ -93,7 +93,8 @@ def _analyse(
     share = 1.0 / math.sqrt(count)
     rounding = share * ROUNDED * change.rounding_floor * found.base_norm
     matrices = matrices_of(subject.name, subject.base, subject.tuned)
-    results = [analyse(matrix, settings, rounding, share * found.tuned_norm) for matrix in matrices]
+    floor, norm = change.rounding_floor, share * found.tuned_norm
+    results = [analyse(matrix, settings, rounding, norm, floor) for matrix in matrices]
     pattern = max((pattern for pattern, _, _ in results), key=lambda one: one.max_singular_value)
     factors = [one for _, one, _ in results if one is not None]
     records = [record for _, _, record in results if record is not None]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from lit_wsl.comparing.records import Extracted, Pattern
 from lit_wsl.comparing.settings import CompareSettings
@@ -38,7 +39,7 @@ def is_stack(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def analyse(
-    matrix: DeltaMatrix, settings: CompareSettings, rounding: float, tuned_norm: float
+    matrix: DeltaMatrix, settings: CompareSettings, rounding: float, tuned_norm: float, floor: float = 0.0
 ) -> tuple[Pattern, LoraFactors | None, Extracted | None]:
     """The pattern of a difference; with the factors that the settings ask for, and what these leave out.
 
@@ -47,8 +48,12 @@ def analyse(
         settings: Which values and which rank.
         rounding: Frobenius norm that rounding alone may leave behind an update.
         tuned_norm: Norm of the fine-tuned weight, for the record.
+        floor: Relative error that rounding leaves in an entry, on the average over many.
     """
     spectrum = _spectrum(matrix, settings)
+    rank = spectrum.rank_above_noise
+    if rank and float(spectrum.values[rank - 1]) < rounding:  # else rounding cannot be that loud
+        spectrum = replace(spectrum, least_edge=matrix.rounding_edge(floor))
     pattern = _pattern(spectrum, rounding)
     rank = _rank(spectrum, pattern, settings)
     if not rank:

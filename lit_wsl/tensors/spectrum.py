@@ -62,6 +62,22 @@ class DeltaMatrix:
                 self._fill(block, scratch[: block.numel()], at * columns)
         return self._kept
 
+    def rounding_edge(self, floor: float) -> float:
+        """Largest singular value of the noise that rounding the tuned side by a relative ``floor`` may leave.
+
+        The error of an entry is in proportion to the entry, so a row of large weights has loud noise.
+        """
+        rows, columns = self.shape
+        largest, energy = 0.0, torch.zeros(columns, dtype=torch.float64)
+        scratch = torch.empty(self._step * columns)
+        for at in range(0, rows, self._step):
+            block = scratch[: (min(at + self._step, rows) - at) * columns]
+            self._sides[1].fill(block, self._start + at * columns)
+            square = block.square_().view(-1, columns)
+            largest = max(largest, float(square.sum(1).max()))
+            energy += square.sum(0)
+        return floor * (math.sqrt(largest) + math.sqrt(float(energy.max())))
+
     def _fill(self, out: Tensor, scratch: Tensor, start: int) -> Tensor:
         base, tuned = self._sides
         tuned.fill(out, self._start + start)
@@ -86,6 +102,8 @@ class Spectrum:
     column_energy: Tensor
     is_exact: bool
     """Whether no singular value is missing."""
+    least_edge: float = 0.0
+    """Singular values up to here are known to be noise, whatever the rest of the matrix looks like."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -127,7 +145,7 @@ class Spectrum:
         values = self.values[:rank]
         rows = _whole_noise(self.row_energy - left.square().sum(1), (left / values.clamp_min(_TINY)).square().sum(1))
         columns = _whole_noise(self.column_energy - (right * values[:, None]).square().sum(0), right.square().sum(0))
-        return max(math.sqrt(rows) + math.sqrt(columns), _ROUNDING * float(self.values[0]))
+        return max(math.sqrt(rows) + math.sqrt(columns), _ROUNDING * float(self.values[0]), self.least_edge)
 
     @cached_property
     def rank_above_noise(self) -> int:

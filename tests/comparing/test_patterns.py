@@ -155,3 +155,19 @@ def test_factors_of_an_asked_rank_are_within_a_percent_of_the_best(rank):
     best = values[rank:].square().sum().sqrt() / values.square().sum().sqrt()
     assert factors.rank == rank
     assert best <= extracted.relative_error <= 1.01 * best
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_of_a_few_large_columns_is_no_rank(seed):
+    """Their noise stands out of that of the others, as an update would."""
+    make = torch.Generator().manual_seed(seed)
+    weight = 0.02 * torch.randn(300, 280, generator=make)
+    weight[:, :3] *= 60
+    update = 0.002 * torch.randn(300, 4, generator=make) @ torch.randn(4, 280, generator=make)
+    base, tuned = weight.half(), (weight.half().float() + update).half()
+    noise = torch.linalg.svdvals((tuned.double() - base.double() - update.double()))
+    assert noise[2] > 2 * noise[3]
+    matrix = DeltaMatrix(Stored(base), Stored(tuned), (300, 280))
+    floor, norm = 2.0**-12, base.float().norm().item()
+    pattern, _, _ = analyse(matrix, CompareSettings(), 1.5 * floor * norm, norm, floor)
+    assert pattern.effective_rank == 4
