@@ -165,7 +165,7 @@ def test_rounding_of_a_few_large_columns_is_no_rank(seed):
     weight[:, :3] *= 60
     update = 0.002 * torch.randn(300, 4, generator=make) @ torch.randn(4, 280, generator=make)
     base, tuned = weight.half(), (weight.half().float() + update).half()
-    noise = torch.linalg.svdvals((tuned.double() - base.double() - update.double()))
+    noise = torch.linalg.svdvals(tuned.double() - base.double() - update.double())
     assert noise[2] > 2 * noise[3]
     matrix = DeltaMatrix(Stored(base), Stored(tuned), (300, 280))
     floor, norm = 2.0**-12, base.float().norm().item()
