@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_wsl.errors import MergeError
-from lit_wsl.merging.method import LinearMethod, MergeContext, Scan
+from lit_wsl.merging.method import LinearMethod, MatrixMethod, MergeContext, Scan
 from lit_wsl.merging.plan import MergePlan
 from lit_wsl.merging.sources import LowRankVector, TaskVector, TunedVector
 from lit_wsl.tensors.lora import LoraFactors
@@ -35,8 +35,8 @@ class ParameterMerger:
         self.name = name
         self._plan, self._method = plan, plan.method
         self._base = plan.base_tensor(name)
-        against = self._base if plan.subtract_base else None
-        self._vectors: list[TaskVector] = [source.task_vector(name, against) for source in plan.sources]
+        self._origin = self._base if plan.subtract_base else None
+        self._vectors: list[TaskVector] = [source.task_vector(name, self._origin) for source in plan.sources]
         self._entries = plan.merged[name].numel
         self._grain = max(vector.granularity for vector in self._vectors)
         self._step = max(1, min(self._entries, max(1, BLOCK_ENTRIES // self._grain) * self._grain))
@@ -63,17 +63,19 @@ class ParameterMerger:
         return self._checked(self._linear(add_base=True) if self._is_linear() else self._general(add_base=True))
 
     def stacks(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """The task vectors: (first entry, block of shape ``(T, n)``, the base's block) in order.
+        """What the method combines: (first entry, block of shape ``(T, n)``, the base's block) in order.
 
         The blocks are scratch space, filled anew for each.
         """
         stack = torch.empty(len(self._vectors), self._step)
         wide = torch.empty(self._step)
         for start, stop in self._ranges():
-            block, stored = stack[:, : stop - start], self._base_block(start, stop)
-            base = None if stored is None else wide[: stop - start].copy_(stored)
+            block = stack[:, : stop - start]
+            base = None if self._origin is None else wide[: stop - start].copy_(self._origin.reshape(-1)[start:stop])
             for vector, row in zip(self._vectors, block, strict=True):
                 vector.fill(row, start, base)
+            if base is not None and self._method.space == "weight":
+                block += base
             yield start, block, base
 
     def collect(self, blocks: Iterator[tuple[int, Tensor]], dtype: torch.dtype) -> Tensor:
@@ -94,9 +96,34 @@ class ParameterMerger:
         return None if self._base is None else self._base.reshape(-1)[start:stop]
 
     def _general(self, *, add_base: bool) -> Iterator[tuple[int, Tensor]]:
+        is_weight = self._method.space == "weight"
+        merged = self._merged_matrix() if self._is_matrix() else self._merged_blocks()
+        for start, block, base in merged:
+            if base is None or add_base == is_weight:
+                yield start, block
+            else:
+                yield start, block.sub(base) if is_weight else base.add_(block)
+
+    def _merged_blocks(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """What the method makes of each block, with the base's block."""
         for start, stack, base in self.stacks():
-            delta = self._method.merge(stack, base, MergeContext(self.name, start, self._statistics))
-            yield start, delta if not add_base or base is None else base.add_(delta)
+            yield start, self._method.merge(stack, base, MergeContext(self.name, start, self._statistics)), base
+
+    def _is_matrix(self) -> bool:
+        return isinstance(self._method, MatrixMethod) and self._method.takes(self._plan.merged[self.name].shape)
+
+    def _merged_matrix(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """What the method makes of the whole matrix, cut into blocks again."""
+        assert isinstance(self._method, MatrixMethod)
+        whole = torch.empty(len(self._vectors), self._entries)
+        for start, stack, _ in self.stacks():
+            whole[:, start : start + stack.shape[1]] = stack
+        rows = self._plan.merged[self.name].shape[0]
+        base = None if self._origin is None else self._origin.reshape(rows, -1).to(torch.float32, copy=True)
+        context = MergeContext(self.name, 0, self._statistics)
+        merged = self._method.merge_matrices(whole.view(len(whole), rows, -1), base, context).reshape(-1)
+        for start, stop in self._ranges():
+            yield start, merged[start:stop], None if base is None else base.view(-1)[start:stop]
 
     def _linear(self, *, add_base: bool) -> Iterator[tuple[int, Tensor]]:
         """Weighted sum without the detour over differences: ``(1 - sum c) base + sum c tuned + factors``."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, ClassVar, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -57,18 +57,31 @@ class MergeMethod(ABC):
     """Full models need a base to subtract; false where the base cancels out."""
     caution: ClassVar[str] = ""
     """What a user who merges several adapters with this method should know."""
+    space: ClassVar[Literal["delta", "weight"]] = "delta"
+    """Whether it combines task vectors, or the weights of the tuned models."""
+    least: ClassVar[int] = 1
+    """Fewest sources."""
+    most: ClassVar[int | None] = None
+    """Most sources; None for any number."""
+    is_symmetric: ClassVar[bool] = True
+    """Whether the order of the sources does not matter."""
+    is_homogeneous: ClassVar[bool] = True
+    """Whether sources ``c`` times as large give a result ``c`` times as large, for any positive ``c``."""
+    keeps_identical: ClassVar[bool] = True
+    """Whether several copies of one source merge to that source, with the default parameters."""
 
     @abstractmethod
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """The merged update of one block.
 
         Args:
-            stack: Task vectors, shape ``(T, n)``, float32; must not be modified.
+            stack: Task vectors, shape ``(T, n)``, float32; must not be modified. Weights of the tuned models for a
+                method of that ``space``.
             base: The base parameter's block, shape ``(n,)``, float32, or None.
             context: Where the block stands.
 
         Returns:
-            Update to add to the base, shape ``(n,)``, float32.
+            Update to add to the base, shape ``(n,)``, float32; the merged weights for a method of that ``space``.
         """
 
     def scan_model(self, sources: int) -> Scan | None:
@@ -79,9 +92,51 @@ class MergeMethod(ABC):
         """A scan over the blocks of each parameter by itself, or None."""
         return None
 
+    def check_sources(self, count: int) -> None:
+        """Refuse a number of sources that the method, or its parameters, cannot merge.
+
+        Raises:
+            ConfigError: If there are too few or too many.
+        """
+        if count < self.least or (self.most is not None and count > self.most):
+            wanted = f"exactly {self.least}" if self.least == self.most else f"at least {self.least}"
+            raise ConfigError(f"Method {self.name!r} merges {wanted} sources, got {count}.")
+
     def params(self) -> dict[str, Any]:
         """Parameters under their public names."""
         return {_public(f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class MatrixMethod(MergeMethod):
+    """A method that looks at whole matrices; parameters that are none go block by block through ``merge``.
+
+    A matrix has two dimensions (a convolution's kernel is flattened behind its outputs) of which none is more than
+    ``WIDEST`` times the other: embeddings and output layers are tables of vectors, and far too large.
+    """
+
+    WIDEST: ClassVar[int] = 32
+
+    @abstractmethod
+    def merge_matrices(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
+        """The merged update of one matrix.
+
+        Args:
+            stack: Task vectors, shape ``(T, rows, columns)``, float32; must not be modified.
+            base: The base's matrix, float32, or None.
+            context: Which parameter it is.
+
+        Returns:
+            Update to add to the base, shape ``(rows, columns)``, float32.
+        """
+
+    @classmethod
+    def takes(cls, shape: Sequence[int]) -> bool:
+        """Whether a parameter of that shape is a matrix."""
+        if len(shape) < 2:
+            return False
+        rows, columns = shape[0], math.prod(shape[1:])
+        return min(rows, columns) > 1 and max(rows, columns) <= cls.WIDEST * min(rows, columns)
 
 
 @dataclass(frozen=True)
@@ -168,6 +223,8 @@ def _public(field: str) -> str:
 
 def _checked(method: str, name: str, value: Any, kind: Any) -> Any:
     """``value`` as ``kind``; ints pass as floats, booleans as neither."""
+    if kind in (tuple[float, ...], tuple[float, ...] | None):
+        return _checked_numbers(method, name, value, may_lack=kind != tuple[float, ...])
     if get_origin(kind) is not None:
         if value not in get_args(kind):
             raise ConfigError(f"`{name}` of {method!r} must be one of {', '.join(get_args(kind))}, got {value!r}.")
@@ -178,3 +235,15 @@ def _checked(method: str, name: str, value: Any, kind: Any) -> Any:
     if kind is float and not math.isfinite(value):
         raise ConfigError(f"`{name}` of {method!r} must be finite, got {value!r}.")
     return kind(value)
+
+
+def _checked_numbers(method: str, name: str, value: Any, *, may_lack: bool) -> tuple[float, ...] | None:
+    """A list of finite numbers, or None where that is allowed."""
+    if value is None and may_lack:
+        return None
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in value):
+        raise ConfigError(f"`{name}` of {method!r} must be a list of numbers, got {value!r}.")
+    if not all(math.isfinite(one) for one in value):
+        raise ConfigError(f"`{name}` of {method!r} must hold finite numbers, got {value!r}.")
+    return tuple(float(one) for one in value)

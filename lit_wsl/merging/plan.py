@@ -68,6 +68,9 @@ def make_plan(spec: MergeSpec) -> MergePlan:
         MergeError: If the sources do not fit together.
     """
     method = build_method(spec.method, spec.method_params)
+    method.check_sources(len(spec.adapters) + len(spec.models))
+    if method.space == "weight" and spec.adapters and not spec.base:
+        raise MergeError(f"Method {method.name!r} combines weights, not updates: pass `--base DIR` for adapters.")
     base = open_state(model_path(spec.base)) if spec.base else None
     if base is None and spec.models and (method.needs_base or spec.adapters or spec.format == "delta"):
         raise MergeError(f"Merging by {method.name!r} needs the base of the models: pass `--base DIR`.")

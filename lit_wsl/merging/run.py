@@ -16,7 +16,7 @@ from torch import Tensor
 import lit_wsl
 from lit_wsl.errors import ConfigError, MergeError
 from lit_wsl.merging.engine import BLOCK_ENTRIES, ParameterMerger, scan_model
-from lit_wsl.merging.method import MergeContext, Scan, build_method
+from lit_wsl.merging.method import MatrixMethod, MergeContext, Scan, build_method
 from lit_wsl.merging.plan import MergePlan, make_plan
 from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.merging.writers import WRITERS, Writer
@@ -126,17 +126,30 @@ def merge_tensors(method: str, task_vectors: Tensor, base: Tensor | None = None,
     if base is not None and base.shape != task_vectors.shape[1:]:
         raise ConfigError(f"Base {tuple(base.shape)} does not fit task vectors {tuple(task_vectors.shape)}.")
     merger = build_method(method, {("lambda" if k == "lam" else k): v for k, v in params.items()})
+    merger.check_sources(len(task_vectors))
+    if merger.space == "weight" and base is None:
+        raise ConfigError(f"Method {merger.name!r} combines weights, not updates; give the base.")
+    shape = task_vectors.shape[1:]
     wide = torch.promote_types(task_vectors.dtype, torch.float32)
-    stack = task_vectors.detach().to(wide).reshape(task_vectors.shape[0], -1)
+    stack = task_vectors.detach().to(wide).reshape(len(task_vectors), -1)
     flat_base = None if base is None else base.detach().to(wide).flatten()
+    if merger.space == "weight" and flat_base is not None:
+        stack = stack + flat_base
     scan = merger.scan_model(len(stack)) or merger.scan_tensor(len(stack))
     statistics = _scan_stack(scan, stack) if scan else None
-    merged = torch.empty_like(stack[0])
-    for start in range(0, stack.shape[1], BLOCK_ENTRIES):
-        block = slice(start, start + BLOCK_ENTRIES)
-        context = MergeContext("", start, statistics)
-        merged[block] = merger.merge(stack[:, block], None if flat_base is None else flat_base[block], context)
-    return merged.view(task_vectors.shape[1:]).to(task_vectors.dtype)
+    if isinstance(merger, MatrixMethod) and merger.takes(shape):
+        matrix = None if base is None else base.detach().to(wide).reshape(shape[0], -1)
+        context = MergeContext("", 0, statistics)
+        merged = merger.merge_matrices(stack.view(len(stack), shape[0], -1), matrix, context).flatten()
+    else:
+        merged = torch.empty_like(stack[0])
+        for start in range(0, stack.shape[1], BLOCK_ENTRIES):
+            block = slice(start, start + BLOCK_ENTRIES)
+            context = MergeContext("", start, statistics)
+            merged[block] = merger.merge(stack[:, block], None if flat_base is None else flat_base[block], context)
+    if merger.space == "weight" and flat_base is not None:
+        merged = merged - flat_base
+    return merged.view(shape).to(task_vectors.dtype)
 
 
 def _scan_stack(scan: Scan, stack: Tensor) -> Any:
