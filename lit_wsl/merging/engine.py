@@ -15,7 +15,7 @@ from lit_wsl.errors import MergeError
 from lit_wsl.merging.method import LinearMethod, MatrixMethod, MergeContext, Scan
 from lit_wsl.merging.plan import MergePlan
 from lit_wsl.merging.sources import LowRankVector, TaskVector, TunedVector
-from lit_wsl.tensors.lora import LoraFactors
+from lit_wsl.tensors.lora import LoraFactors, is_finite
 
 BLOCK_ENTRIES = 1 << 17
 NEGLIGIBLE = 1e-12
@@ -73,10 +73,18 @@ class ParameterMerger:
             block = stack[:, : stop - start]
             base = None if self._origin is None else wide[: stop - start].copy_(self._origin.reshape(-1)[start:stop])
             for vector, row in zip(self._vectors, block, strict=True):
-                vector.fill(row, start, base)
-            if base is not None and self._method.space == "weight":
-                block += base
+                self._fill(vector, row, start, base)
+            if not is_finite(block):  # a method that drops or compares entries may lose a NaN
+                raise MergeError(self._blame(start, stop))
             yield start, block, base
+
+    def _fill(self, vector: TaskVector, row: Tensor, start: int, base: Tensor | None) -> None:
+        """The update; for a method of weights the tuned weights, which are not taken apart where a source has them."""
+        is_weight = self._method.space == "weight"
+        is_whole = is_weight and isinstance(vector, TunedVector)
+        vector.fill(row, start, None if is_whole else base)
+        if is_weight and not is_whole and base is not None:
+            row += base
 
     def collect(self, blocks: Iterator[tuple[int, Tensor]], dtype: torch.dtype) -> Tensor:
         """The blocks of :meth:`deltas` or :meth:`values` as one tensor in the parameter's shape."""
@@ -161,10 +169,10 @@ class ParameterMerger:
             yield start, block
 
     def _blame(self, start: int, stop: int) -> str:
-        stored = self._base_block(start, stop)
+        stored = None if self._origin is None else self._origin.reshape(-1)[start:stop]
         if stored is not None and not torch.isfinite(stored).all():
             return f"The base has NaN or infinite entries in {self.name!r}; it is damaged."
-        base = None if stored is None or not self._plan.subtract_base else stored.float()
+        base = None if stored is None else stored.float()
         for source, vector in zip(self._plan.sources, self._vectors, strict=True):
             entries = torch.empty(stop - start)
             vector.fill(entries, start, base)

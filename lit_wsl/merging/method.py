@@ -151,8 +151,11 @@ class LinearMethod(MergeMethod):
         """One coefficient per source, shape ``(T,)``, float64."""
 
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
-        """The combination of the task vectors, shape ``(n,)``."""
-        return torch.tensordot(self.coefficients(stack.shape[0]).to(stack), stack, dims=1)
+        """The combination of the task vectors, shape ``(n,)``, summed in one order whatever the block size."""
+        total = torch.zeros_like(stack[0])
+        for coefficient, task_vector in zip(self.coefficients(len(stack)).tolist(), stack, strict=True):
+            total.add_(task_vector, alpha=coefficient)
+        return total
 
     def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors]:
         """Low-rank terms whose sum is the merged update; by default exactly the linear combination."""
