@@ -1,0 +1,103 @@
+"""What methods share that make task vectors sparse and then put them together."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from lit_wsl.errors import ConfigError
+from lit_wsl.merging.method import MergeContext, MergeMethod, Scan
+from lit_wsl.tensors.consensus import elect_sign
+from lit_wsl.tensors.fusion import agreeing_mean, agreeing_sum, agreement, weighted_mean, weighted_sum
+from lit_wsl.tensors.ranking import RankSelector
+
+
+@dataclass(frozen=True)
+class SparseMethod(MergeMethod):
+    """Makes each task vector sparse, then combines all of them."""
+
+    keeps_identical: ClassVar[bool] = False
+
+    weights: tuple[float, ...] | None = None
+    """Weight of each source; default 1 each."""
+    combine: Literal["mean", "sum"] = "mean"
+    """Whether the weighted sum is divided by the sum of the weights."""
+    lam: float = 1.0
+    """Factor on the merged update; any finite number."""
+
+    def __post_init__(self) -> None:
+        if self.weights is None or self.combine == "sum":
+            return
+        if min(self.weights, default=0.0) < 0.0 or not sum(self.weights) > 0.0:
+            raise ConfigError(
+                f"`combine: mean` of {self.name!r} needs weights >= 0 that are not all 0, got {list(self.weights)}; "
+                "use `combine: sum`."
+            )
+
+    def check_sources(self, count: int) -> None:
+        """Refuse a number of weights that is not the number of sources.
+
+        Raises:
+            ConfigError: If they differ.
+        """
+        super().check_sources(count)
+        if self.weights is not None and len(self.weights) != count:
+            raise ConfigError(f"{self.name!r} has {len(self.weights)} weights for {count} sources; give one each.")
+
+    def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
+        """Combination of the sparse task vectors, times lambda."""
+        return self.fuse(self.sparsify(stack, context), self._weights(len(stack))).mul_(self.lam)
+
+    @abstractmethod
+    def sparsify(self, stack: Tensor, context: MergeContext) -> Tensor:
+        """The task vectors with most entries zero, shape ``(T, n)``."""
+
+    def fuse(self, sparse: Tensor, weights: Tensor) -> Tensor:
+        """Weighted mean or sum over all sources, shape ``(n,)``."""
+        return weighted_mean(sparse, weights) if self.combine == "mean" else weighted_sum(sparse, weights)
+
+    def _weights(self, sources: int) -> Tensor:
+        return torch.tensor(self.weights or (1.0,) * sources, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class ElectingMethod(SparseMethod):
+    """Makes each task vector sparse, elects a sign per entry, then combines those that agree with it."""
+
+    elect: Literal["unweighted", "weighted"] = "unweighted"
+    """Whether signs are elected and compared before or after weighting."""
+
+    def fuse(self, sparse: Tensor, weights: Tensor) -> Tensor:
+        """Weighted mean or sum over the sources that agree with the elected sign, shape ``(n,)``."""
+        voters = sparse * weights.to(sparse).unsqueeze(-1) if self.elect == "weighted" else sparse
+        agrees = agreement(voters, elect_sign(voters))
+        return (agreeing_mean if self.combine == "mean" else agreeing_sum)(sparse, agrees, weights)
+
+
+class MagnitudeScan(Scan):
+    """Magnitudes at given ranks of each task vector.
+
+    Args:
+        sources: Number of task vectors.
+        ranks: The ranks wanted of so many entries; 1 is the largest.
+    """
+
+    def __init__(self, sources: int, ranks: Callable[[int], Sequence[int]]) -> None:
+        self._selectors = [RankSelector(ranks) for _ in range(sources)]
+
+    def update(self, stack: Tensor) -> None:
+        """Count the magnitudes of one block, shape ``(T, n)``."""
+        for selector, task_vector in zip(self._selectors, stack, strict=True):
+            selector.update(task_vector)
+
+    def end_pass(self) -> bool:
+        """Close a pass; true when every magnitude is known."""
+        known = [selector.end_pass() for selector in self._selectors]  # every selector must close
+        return all(known)
+
+    def result(self) -> list[list[float]]:
+        """Per task vector the magnitudes in the order of the ranks."""
+        return [selector.values or [] for selector in self._selectors]

@@ -1,0 +1,44 @@
+"""Weighted sums and means of task vectors: of all, or of those that agree with a sign."""
+
+import torch
+from torch import Tensor
+
+
+def weighted_sum(task_vectors: Tensor, weights: Tensor) -> Tensor:
+    """Sum of the task vectors, each times its weight.
+
+    Args:
+        task_vectors: Shape ``(T, *P)``.
+        weights: Shape ``(T,)``.
+    """
+    total = torch.zeros_like(task_vectors[0])
+    for task_vector, weight in zip(task_vectors, weights.tolist(), strict=True):
+        total += task_vector * weight  # rounded twice for every entry alike, so that blocks may be cut anywhere
+    return total
+
+
+def weighted_mean(task_vectors: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum over the sum of the weights, which must not be zero."""
+    return weighted_sum(task_vectors, weights.double() / weights.double().sum())
+
+
+def agreement(task_vectors: Tensor, sign: Tensor) -> Tensor:
+    """Where each task vector is not zero and has the given sign, boolean, shape ``(T, *P)``."""
+    return task_vectors * sign > 0
+
+
+def agreeing_sum(task_vectors: Tensor, agrees: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the entries that agree; 0 where there is none.
+
+    Args:
+        task_vectors: Shape ``(T, *P)``.
+        agrees: Boolean, shape ``(T, *P)``.
+        weights: Shape ``(T,)``.
+    """
+    return weighted_sum(task_vectors * agrees, weights)
+
+
+def agreeing_mean(task_vectors: Tensor, agrees: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of the entries that agree; 0 where there is none, or where they weigh nothing."""
+    share = weighted_sum(agrees.to(task_vectors.dtype), weights)
+    return agreeing_sum(task_vectors, agrees, weights).div_(share.masked_fill_(share == 0, 1.0))

@@ -1,0 +1,155 @@
+"""Sparsifying methods against plain Python; blocks cut anywhere; whole models and adapters from end to end."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lit_wsl.errors import ConfigError
+from lit_wsl.merging import build_method, merge, merge_state_dict, merge_tensors
+from tests.merging.build import random_states, save_adapter, save_bert
+from tests.oracles import sparse as oracle
+
+FUSED = [
+    {},
+    {"lambda": -0.7},
+    {"combine": "sum"},
+    {"weights": "positive"},
+    {"weights": "mixed", "combine": "sum", "lambda": 2.0},
+]
+ELECTED = [*FUSED, {"weights": "mixed", "combine": "sum", "elect": "weighted"}]
+CASES = {
+    "breadcrumbs": (
+        oracle.breadcrumbs,
+        [*FUSED, {"density": 0.5, "gamma": 0.2}, {"density": 0.9, "gamma": 0.5}, {"density": 1.0}, {"gamma": 0.0}],
+    ),
+    "breadcrumbs_ties": (oracle.breadcrumbs_ties, [*ELECTED, {"density": 0.6, "gamma": 0.1}]),
+}
+EVERY = [(name, params) for name, (_, every) in CASES.items() for params in every]
+WEIGHTS = {"positive": [0.5, 2.0, 0.25, 1.0, 0.0], "mixed": [0.5, -1.5, 0.75, 1.0, 0.3]}
+
+
+def filled(params, sources):
+    """Parameters with a list of weights as long as there are sources."""
+    return {k: WEIGHTS[v][:sources] if k == "weights" else v for k, v in params.items()}
+
+
+def expected_of(name, stack, params, **extra):
+    """The oracle's answer for one parameter, float64."""
+    how = {("lam" if k == "lambda" else k): v for k, v in params.items()}
+    rows = stack.double().reshape(len(stack), -1).tolist()
+    return torch.tensor(CASES[name][0](rows, **how, **extra), dtype=torch.float64).view(stack.shape[1:])
+
+
+def stacks(sources):
+    """Random entries; few distinct magnitudes with zeros and balanced signs; a zero source; all zero."""
+    random = torch.randn(sources, 6, 7)
+    coarse = torch.randint(-3, 4, (sources, 6, 7)).float()
+    lacking = torch.cat([torch.zeros(1, 6, 7), random[1:]])
+    return [random, coarse, lacking, torch.zeros(sources, 6, 7), torch.ones(sources, 6, 7), torch.randn(sources, 1)]
+
+
+@pytest.mark.parametrize("sources", [2, 3, 5])
+@pytest.mark.parametrize(("name", "params"), EVERY, ids=str)
+def test_one_parameter_matches_plain_python(name, params, sources):
+    torch.manual_seed(sources)
+    params = filled(params, sources)
+    for stack in stacks(sources):
+        before = stack.clone()
+        merged = merge_tensors(name, stack, **params)
+        assert torch.equal(stack, before)
+        torch.testing.assert_close(merged.double(), expected_of(name, stack, params), rtol=1e-5, atol=1e-6)
+        merged = merge_tensors(name, stack.double(), **params)
+        torch.testing.assert_close(merged, expected_of(name, stack, params), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("name", "params"), EVERY, ids=str)
+def test_blocks_cut_anywhere_change_no_bit(monkeypatch, name, params):
+    torch.manual_seed(0)
+    stack, params = torch.randn(3, 13, 11), filled(params, 3)
+    whole = merge_tensors(name, stack, **params)
+    for entries in (1, 7, 100):
+        monkeypatch.setattr("lit_wsl.merging.run.BLOCK_ENTRIES", entries)
+        assert torch.equal(merge_tensors(name, stack, **params), whole)
+
+
+@pytest.mark.parametrize(("name", "params"), EVERY, ids=str)
+def test_models_match_plain_python(tmp_path, monkeypatch, name, params):
+    base, *tuned = random_states(tmp_path, 3)
+    start, others, params = load_file(base), [load_file(file) for file in tuned], filled(params, 3)
+    for entries in (1 << 17, 4):
+        monkeypatch.setattr("lit_wsl.merging.engine.BLOCK_ENTRIES", entries)
+        merged = merge_state_dict(models=tuned, base=base, method=name, method_params=params)
+        for key, tensor in start.items():
+            stack = torch.stack([other[key] - tensor for other in others])
+            wanted = tensor + label(name, stack, params, key)
+            torch.testing.assert_close(merged[key].double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def label(name, stack, params, key):
+    """The oracle's answer for a named parameter; only random methods look at the name."""
+    return expected_of(name, stack, params, **({"name": key} if name in RANDOM else {}))
+
+
+RANDOM: set[str] = set()
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """Two adapters of different rank on a tiny BERT, and the base."""
+    root = tmp_path_factory.mktemp("adapters")
+    base = save_bert(root / "base")
+    save_adapter(base, root / "one", 1)
+    save_adapter(base, root / "two", 2, r=2)
+    return str(base), [str(root / "one"), str(root / "two")]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_adapters_match_plain_python(adapters, tmp_path, name):
+    base, paths = adapters
+    deltas = []
+    for number, path in enumerate(paths):
+        merge(adapters=[path], method="uniform_delta", output_format="delta", output=str(tmp_path / str(number)))
+        deltas.append(load_file(tmp_path / str(number) / "delta.safetensors"))
+    merge(adapters=paths, base=base, method=name, output_format="delta", output=str(tmp_path / "out"))
+    merged = load_file(tmp_path / "out" / "delta.safetensors")
+    assert merged.keys() == deltas[0].keys()
+    for key, tensor in merged.items():
+        wanted = label(name, torch.stack([delta[key] for delta in deltas]), {}, key)
+        torch.testing.assert_close(tensor.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "words"),
+    [
+        ("breadcrumbs", {"density": 0.0}, "`0 < density <= 1`"),
+        ("breadcrumbs", {"density": 1.1}, "`0 < density <= 1`"),
+        ("breadcrumbs_ties", {"gamma": 1.0}, "`0 <= gamma < 1`"),
+        ("breadcrumbs", {"gamma": -0.1}, "`0 <= gamma < 1`"),
+        ("breadcrumbs", {"weights": [1.0, -1.0]}, "use `combine: sum`"),
+        ("breadcrumbs", {"weights": [0.0, 0.0]}, "use `combine: sum`"),
+        ("breadcrumbs", {"combine": "max"}, "one of mean, sum"),
+        ("breadcrumbs", {"elect": "weighted"}, "no parameter 'elect'"),
+    ],
+)
+def test_wrong_parameters_are_refused(name, params, words):
+    with pytest.raises(ConfigError, match=words) as error:
+        build_method(name, params)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
+def test_weights_must_be_as_many_as_sources(name):
+    with pytest.raises(ConfigError, match="2 weights for 3 sources"):
+        merge_tensors(name, torch.randn(3, 4), weights=[1.0, 2.0])
+
+
+def test_breadcrumbs_keep_a_band_of_magnitudes():
+    stack = torch.tensor([[9.0, -8.0, 7.0, 6.0, -5.0, 4.0, 3.0, 2.0, 1.0, 0.0]])
+    merged = merge_tensors("breadcrumbs", stack, density=0.3, gamma=0.2)
+    assert merged.tolist() == [0, 0, 7, 6, -5, 0, 0, 0, 0, 0]
+
+
+def test_breadcrumbs_of_a_short_parameter_drop_no_outlier():
+    """Fewer than 1 / gamma entries: none is the top percent, and the largest stay."""
+    merged = merge_tensors("breadcrumbs", torch.tensor([[1.0, -3.0, 2.0]]), density=0.5, gamma=0.01)
+    assert merged.tolist() == [0, -3, 2]
