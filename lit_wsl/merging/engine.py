@@ -74,7 +74,8 @@ class ParameterMerger:
             base = None if self._origin is None else wide[: stop - start].copy_(self._origin.reshape(-1)[start:stop])
             for vector, row in zip(self._vectors, block, strict=True):
                 self._fill(vector, row, start, base)
-            if not is_finite(block):  # a method that drops or compares entries may lose a NaN
+            seen = [block] if base is None or self._method.space == "delta" else [block, base]
+            if not all(map(is_finite, seen)):  # a method that drops or compares entries may lose a NaN
                 raise MergeError(self._blame(start, stop))
             yield start, block, base
 

@@ -99,8 +99,10 @@ class MergeMethod(ABC):
             ConfigError: If there are too few or too many.
         """
         if count < self.least or (self.most is not None and count > self.most):
-            wanted = f"exactly {self.least}" if self.least == self.most else f"at least {self.least}"
-            raise ConfigError(f"Method {self.name!r} merges {wanted} sources, got {count}.")
+            bounds = f"{self.least} to {self.most}" if self.most is not None else f"at least {self.least}"
+            wanted = f"exactly {self.least}" if self.least == self.most else bounds
+            noun = "source" if self.least == (self.most or 1) == 1 else "sources"
+            raise ConfigError(f"Method {self.name!r} merges {wanted} {noun}, got {count}.")
 
     def params(self) -> dict[str, Any]:
         """Parameters under their public names."""
