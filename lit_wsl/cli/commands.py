@@ -37,6 +37,7 @@ def _configure_merge(parser: ArgumentParser) -> None:
     parser.add_argument("--adapters", nargs="+", type=str, default=[], help="LoRA adapter directories in PEFT layout.")
     parser.add_argument("--models", nargs="+", type=str, default=[], help="Full fine-tuned models on the same base.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
+    parser.add_argument("--dry_run", action="store_true", help="Say what would be merged, read and written, and leave.")
     parser.add_class_arguments(MergeSpec, skip={"adapters", "models", "overwrite"}, as_group=False)
 
 
@@ -49,6 +50,10 @@ def _run_merge(options: Namespace) -> int:
 
     values: dict[str, Any] = {f.name: options[f.name] for f in fields(MergeSpec)}
     values["method_params"] = dict(values["method_params"] or {})
+    if options.dry_run:
+        from lit_wsl.cli.tables import merge_preview
+
+        return merge_preview(MergeSpec(**values))
     with progress_bar("merging") as progress:
         report = merge(MergeSpec(**values), progress=progress)
     return merge_summary(report)

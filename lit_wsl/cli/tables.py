@@ -7,7 +7,9 @@ from rich.table import Table
 
 from lit_wsl.cli.console import table_console
 from lit_wsl.merging.method import all_methods
+from lit_wsl.merging.preview import preview
 from lit_wsl.merging.run import MergeReport
+from lit_wsl.merging.spec import MergeSpec
 
 
 def merge_summary(report: MergeReport) -> int:
@@ -20,6 +22,15 @@ def merge_summary(report: MergeReport) -> int:
     if report.retained_energy:
         lines.append(f"lowest retained energy {min(report.retained_energy.values()):.4f}")
     sys.stdout.write(", ".join(lines) + "\n")
+    return 0
+
+
+def merge_preview(spec: MergeSpec) -> int:
+    """Print what a merge would do."""
+    table = Table(show_header=False, title="A merge that was not done (--dry-run)")
+    for name, text in preview(spec).rows():
+        table.add_row(name, text)
+    table_console(markup=False).print(table)
     return 0
 
 
