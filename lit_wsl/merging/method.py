@@ -228,13 +228,17 @@ def _public(field: str) -> str:
 
 def _checked(method: str, name: str, value: Any, kind: Any) -> Any:
     """``value`` as ``kind``; ints pass as floats, booleans as neither."""
-    if kind in (tuple[float, ...], tuple[float, ...] | None):
-        return _checked_numbers(method, name, value, may_lack=kind != tuple[float, ...])
+    if type(None) in get_args(kind):
+        if value is None:
+            return None
+        (kind,) = (part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is tuple:
+        return _checked_numbers(method, name, value)
     if get_origin(kind) is not None:
         if value not in get_args(kind):
             raise ConfigError(f"`{name}` of {method!r} must be one of {', '.join(get_args(kind))}, got {value!r}.")
         return value
-    fits = isinstance(value, int | float if kind is float else kind) and not isinstance(value, bool)
+    fits = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
     if not fits:
         raise ConfigError(f"`{name}` of {method!r} must be of type {kind.__name__}, got {value!r}.")
     if kind is float and not math.isfinite(value):
@@ -242,10 +246,8 @@ def _checked(method: str, name: str, value: Any, kind: Any) -> Any:
     return kind(value)
 
 
-def _checked_numbers(method: str, name: str, value: Any, *, may_lack: bool) -> tuple[float, ...] | None:
-    """A list of finite numbers, or None where that is allowed."""
-    if value is None and may_lack:
-        return None
+def _checked_numbers(method: str, name: str, value: Any) -> tuple[float, ...]:
+    """A list of finite numbers."""
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     if not is_list or not all(isinstance(one, int | float) and not isinstance(one, bool) for one in value):
         raise ConfigError(f"`{name}` of {method!r} must be a list of numbers, got {value!r}.")

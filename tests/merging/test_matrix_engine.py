@@ -3,7 +3,7 @@
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -146,7 +146,20 @@ class Several(Blending):
     most: ClassVar[int | None] = 4
 
 
+@dataclass(frozen=True)
+class Typed(Blending):
+    """Has a parameter of each kind."""
+
+    flag: bool = False
+    number: float = 0.5
+    count: int | None = None
+    share: float | None = None
+    kind: Literal["a", "b"] | None = None
+    numbers: tuple[float, ...] = ()
+
+
 TOYS = {
+    "toy_typed": Typed,
     "toy_matrix": Transposing,
     "toy_blend": Blending,
     "toy_by_base": ByBase,
@@ -508,6 +521,39 @@ def test_no_list_is_the_default(models, tmp_path):
     assert build_method("toy_blend").params() == {"weights": None}
     assert build_method("toy_blend", {"weights": None}).params() == {"weights": None}
     assert build_method("toy_blend", {"weights": (1, 2)}).params() == {"weights": (1.0, 2.0)}
+
+
+def test_every_kind_of_parameter_is_taken():
+    values = {"flag": True, "number": 2, "count": 3, "share": 1, "kind": "b", "numbers": [1, 2.5], "weights": [1]}
+    taken = build_method("toy_typed", values).params()
+    assert taken == {**values, "numbers": (1.0, 2.5), "weights": (1.0,)}
+    assert [type(taken[key]) for key in ("flag", "number", "count", "share")] == [bool, float, int, float]
+    nothing = dict.fromkeys(("count", "share", "kind", "weights"))
+    assert build_method("toy_typed", nothing).params() == build_method("toy_typed").params()
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"flag": 1}, "`flag` of 'toy_typed' must be of type bool, got 1"),
+        ({"flag": "true"}, "of type bool"),
+        ({"flag": None}, "of type bool"),
+        ({"number": None}, "of type float"),
+        ({"number": True}, "of type float"),
+        ({"count": 1.5}, "of type int"),
+        ({"count": False}, "of type int"),
+        ({"share": "1"}, "of type float"),
+        ({"share": float("inf")}, "finite"),
+        ({"kind": "c"}, "one of a, b"),
+        ({"numbers": None}, "list of numbers, got None"),
+        ({"numbers": "12"}, "list of numbers"),
+        ({"numbers": {1: 2}}, "list of numbers"),
+    ],
+    ids=str,
+)
+def test_every_kind_of_parameter_is_checked(params, words):
+    with pytest.raises(ConfigError, match=words):
+        build_method("toy_typed", params)
 
 
 @pytest.mark.parametrize(
