@@ -1,0 +1,50 @@
+"""Weighted mean of the sources."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from lit_wsl.errors import ConfigError
+from lit_wsl.merging.method import LinearMethod, register
+from lit_wsl.merging.shares import check_count, shares_of
+
+
+@register("linear")
+@dataclass(frozen=True)
+class Linear(LinearMethod):
+    r"""Averages the weights of the models, each with its own weight.
+
+    The merged weights are :math:`\theta = \sum_t w_t \theta_t / \sum_t w_t`. The base cancels out, so the same mean
+    is taken of task vectors, and adapters stay adapters. Weights may be negative.
+
+    Variants: this is mergekit's ``linear`` with ``normalize: true``. With ``normalize: false`` it leaves out the
+    division, which scales the whole model, base included, unless the weights sum to one; to scale the updates alone
+    take ``weighted_delta_n``. Weights that sum to zero give infinities in mergekit, and are refused here.
+
+    Reference:
+        Model soups, https://arxiv.org/abs/2203.05482, section 2.
+    """
+
+    needs_base: ClassVar[bool] = False
+
+    weights: tuple[float, ...] | None = None
+    """One weight per source, in their order; equal by default."""
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and abs(math.fsum(self.weights)) < 1e-12:
+            raise ConfigError(f"`weights` of 'linear' must not sum to zero, got {list(self.weights)}.")
+
+    def check_sources(self, count: int) -> None:
+        """Refuse weights that are not one per source.
+
+        Raises:
+            ConfigError: If there are more or fewer.
+        """
+        super().check_sources(count)
+        check_count(self.name, "weights", self.weights, count)
+
+    def coefficients(self, sources: int) -> Tensor:
+        """The weights divided by their sum."""
+        return shares_of(self.weights, sources)

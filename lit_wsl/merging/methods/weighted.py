@@ -1,0 +1,49 @@
+"""Interpolation between the LoRA factors of two adapters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from lit_wsl.errors import MergeError
+from lit_wsl.merging.method import register
+from lit_wsl.merging.methods.weighted_delta import WeightedDelta
+from lit_wsl.tensors.lora import LoraFactors
+
+
+@register("weighted")
+@dataclass(frozen=True)
+class Weighted(WeightedDelta):
+    r"""Interpolates the factors A and B of two adapters separately (for full models: the parameters).
+
+    The update is :math:`\Delta = s B A` with :math:`A = \lambda A_1 + (1 - \lambda) A_2`, and B and the scale s
+    alike: what interpolating adapter files does. It has cross terms :math:`B_1 A_2`, so between the ends it is *not*
+    the interpolation of the updates; ``weighted_delta`` is. For full models it is that of the parameters.
+
+    Variants: the scale is interpolated too, so that either end is that adapter itself. Mixing the files alone keeps
+    the first adapter's scale, which is the same where the scales agree.
+    """
+
+    caution: ClassVar[str] = (
+        "`weighted` interpolates A and B separately, which is not the interpolation of the updates; "
+        "`weighted_delta` is."
+    )
+
+    def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors]:
+        """One pair of interpolated factors.
+
+        Raises:
+            MergeError: If the ranks differ.
+        """
+        first, second = factors
+        if first.rank != second.rank:
+            raise MergeError(
+                f"`weighted` interpolates the factors, so ranks must agree, got {first.rank} and {second.rank}; "
+                "use `weighted_delta`, which interpolates the updates."
+            )
+        scale = self.lam * first.scale + (1.0 - self.lam) * second.scale
+        return [replace(first, A=self._between(first.A, second.A), B=self._between(first.B, second.B), scale=scale)]
+
+    def _between(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.lam * first.float() + (1.0 - self.lam) * second.float()
