@@ -5,7 +5,7 @@ A source is the flat list of one parameter's entries; ``sources`` holds one such
 
 import math
 
-from tests.oracles.methods import kept
+from tests.oracles.methods import kept, uniform_number
 
 Rows = list[list[float]]
 
@@ -65,3 +65,66 @@ def breadcrumbs(rows: Rows, density: float = 0.1, gamma: float = 0.01, **how: ob
 
 def breadcrumbs_ties(rows: Rows, density: float = 0.1, gamma: float = 0.01, **how: object) -> list[float]:
     return elected([crumbs(row, density, gamma) for row in rows], **how)
+
+
+def magnitude_prune(rows: Rows, density: float = 0.2, scope: str = "tensor", **how: object) -> list[float]:
+    return combined([crumbs(row, density, 0.0) for row in rows], **how)
+
+
+def dropped(rows: Rows, density: float, seed: int, name: str) -> Rows:
+    """Each entry kept where its number is below the density, and divided by it."""
+    limit = round(density * 2**32) / 2**32
+
+    def stays(source: int, i: int) -> bool:
+        return density >= 1.0 or uniform_number(seed, f"{source}/{name}", i) < limit
+
+    return [[x / density if stays(s, i) else 0.0 for i, x in enumerate(row)] for s, row in enumerate(rows)]
+
+
+def dare_linear(rows: Rows, density: float = 0.1, seed: int = 42, name: str = "", **how: object) -> list[float]:
+    return combined(dropped(rows, 1 - (1 - density), seed, name), **how)
+
+
+def dare_ties(rows: Rows, density: float = 0.1, seed: int = 42, name: str = "", **how: object) -> list[float]:
+    return elected(dropped(rows, 1 - (1 - density), seed, name), **how)
+
+
+def pruned(rows: Rows, density: float, epsilon: float, seed: int, name: str, columns: int) -> Rows:
+    """Each entry kept with a probability by the mean rank of its magnitude among its row's ``columns`` entries."""
+    sparse = []
+    for source, entries in enumerate(rows):
+        out = []
+        for i, x in enumerate(entries):
+            row = entries[i // columns * columns : i // columns * columns + columns]
+            smaller = sum(abs(y) < abs(x) for y in row)
+            equal = sum(abs(y) == abs(x) for y in row)
+            rank = smaller + (equal - 1) / 2
+            keep = density if columns == 1 else density - epsilon + 2 * epsilon * rank / (columns - 1)
+            limit = round(keep * 2**32) / 2**32
+            out.append(x / keep if uniform_number(seed, f"{source}/{name}", i) < limit else 0.0)
+        sparse.append(out)
+    return sparse
+
+
+def della_linear(
+    rows: Rows,
+    density: float = 0.5,
+    epsilon: float = 0.15,
+    seed: int = 42,
+    name: str = "",
+    columns: int = 1,
+    **how: object,
+) -> list[float]:
+    return combined(pruned(rows, density, epsilon, seed, name, columns), **how)
+
+
+def della(
+    rows: Rows,
+    density: float = 0.5,
+    epsilon: float = 0.15,
+    seed: int = 42,
+    name: str = "",
+    columns: int = 1,
+    **how: object,
+) -> list[float]:
+    return elected(pruned(rows, density, epsilon, seed, name, columns), **how)

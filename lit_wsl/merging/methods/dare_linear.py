@@ -1,0 +1,64 @@
+"""DARE with weights: drop entries at random, rescale the rest, combine all, or those that agree in sign."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lit_wsl.errors import ConfigError
+from lit_wsl.merging.method import MergeContext, register
+from lit_wsl.merging.sparse import ElectingMethod, SparseMethod
+from lit_wsl.tensors.rng import CounterRng
+from lit_wsl.tensors.sparsify import drop_and_rescale
+
+
+@register("dare_linear")
+@dataclass(frozen=True)
+class DareLinear(SparseMethod):
+    r"""Keeps each entry with probability density, divides it by the density, combines all sources with weights.
+
+    The update is :math:`\Delta = \lambda \sum_t w_t m_t \odot \Delta_t / (p \sum_t w_t)` with :math:`p` the density.
+    The masks are those of ``dare``, which this is for equal weights; sharding, threads and blocks change nothing.
+
+    Variants: PEFT's ``dare_linear`` is ``combine: sum``. mergekit's is too (``normalize: false``), but it rescales
+    each tensor to its former L1 norm instead of dividing by the density, and seeds no mask.
+
+    Reference:
+        DARE, https://arxiv.org/abs/2311.03099, section 3.2; the density is 1 - p there.
+    """
+
+    is_symmetric: ClassVar[bool] = False
+
+    density: float = 0.1
+    """Probability of keeping an entry, in (0, 1]."""
+    seed: int = 42
+    """Seed of the masks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 < self.density <= 1.0:
+            raise ConfigError(f"`0 < density <= 1` must hold for {self.name!r}, got {self.density}.")
+
+    def sparsify(self, stack: Tensor, context: MergeContext) -> Tensor:
+        """The task vectors, masked and rescaled."""
+        rng = CounterRng(self.seed)
+        labels = [f"{source}/{context.name}" for source in range(len(stack))]
+        pairs = zip(stack, labels, strict=True)
+        return torch.stack([drop_and_rescale(x, 1.0 - self.density, rng, label, context.offset) for x, label in pairs])
+
+
+@register("dare_ties")
+@dataclass(frozen=True)
+class DareTies(ElectingMethod, DareLinear):
+    r"""DARE's sparse task vectors, a sign elected per entry, and a combination of the sources that agree with it.
+
+    The task vectors are made sparse as in ``dare_linear``, and put together as in ``ties``.
+
+    Variants: mergekit elects signs after weighting (``elect: weighted``), sums (``combine: sum``), and rescales by
+    the L1 norm; PEFT elects before, and divides the weighted sum by the number of sources that agree. Both elect
+    plus where an entry balances exactly; here such an entry is dropped.
+
+    Reference:
+        DARE, https://arxiv.org/abs/2311.03099, section 4.3 (combined with TIES, https://arxiv.org/abs/2306.01708).
+    """

@@ -1,0 +1,96 @@
+"""DELLA: drop entries at random, small ones rather than large ones, then combine as DARE does."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lit_wsl.errors import ConfigError
+from lit_wsl.merging.method import MatrixMethod, MergeContext, register
+from lit_wsl.merging.sparse import ElectingMethod, SparseMethod
+from lit_wsl.tensors.magprune import keep_and_rescale, keep_probabilities
+from lit_wsl.tensors.rng import CounterRng
+
+PART_ENTRIES = 1 << 18
+
+
+@register("della_linear")
+@dataclass(frozen=True)
+class DellaLinear(SparseMethod, MatrixMethod):
+    r"""Keeps each entry with a probability that grows with its magnitude's rank, rescales, combines all sources.
+
+    An entry of rank r among the n of its row, 0 for the smallest magnitude, is kept with probability
+    :math:`p = \rho - \epsilon + 2 \epsilon r / (n - 1)` and divided by it, with :math:`\rho` the density; equal
+    magnitudes share the mean of their ranks. A row is one output's weights (a convolution's kernel lies behind
+    them, a vector is one row): the row-wise variant of the paper. Masks depend on seed, place of the source,
+    parameter and entry alone. Whole parameters are held in memory, embeddings too.
+
+    Variants: ``epsilon`` is half the range of probabilities, as in mergekit, and half the paper's. mergekit rescales
+    each tensor to its former L1 norm instead of dividing by p, breaks ties of rank by sorting order, ranks kernels
+    along their second dimension, and has no defined result for rows of a single entry, which have p = density here.
+
+    Reference:
+        DELLA-Merging, https://arxiv.org/abs/2406.11617, section 3 (MAGPRUNE).
+    """
+
+    is_symmetric: ClassVar[bool] = False
+
+    density: float = 0.5
+    """Mean probability of keeping an entry, in (0, 1]."""
+    epsilon: float = 0.15
+    """Half the range of probabilities; density - epsilon > 0 and density + epsilon <= 1."""
+    seed: int = 42
+    """Seed of the masks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epsilon < 0.0 or self.density - self.epsilon <= 0.0 or self.density + self.epsilon > 1.0:
+            raise ConfigError(
+                f"`0 < density - epsilon <= density + epsilon <= 1` must hold for {self.name!r}, "
+                f"got density {self.density} and epsilon {self.epsilon}."
+            )
+
+    @classmethod
+    def takes(cls, shape: Sequence[int]) -> bool:
+        """Everything but a scalar or an empty parameter: ranks need whole rows."""
+        return len(shape) > 0 and math.prod(shape) > 0
+
+    def merge_matrices(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
+        """Combination of the sparse task vectors of one parameter, times lambda."""
+        rows = stack.flatten(1).unsqueeze(1) if stack.shape[-1] == 1 else stack  # a vector is a single row
+        merged, weights = torch.empty_like(rows[0]), self._weights(len(stack))
+        step = max(1, PART_ENTRIES // rows.shape[-1])  # ranks take several times the memory of what is ranked
+        for start in range(0, len(merged), step):
+            part = self._pruned(rows[:, start : start + step], start * rows.shape[-1], context.name)
+            merged[start : start + step] = self.fuse(part.flatten(1), weights).view(part.shape[1:])
+        return merged.mul_(self.lam).view(stack.shape[1:])
+
+    def sparsify(self, stack: Tensor, context: MergeContext) -> Tensor:
+        """Task vectors of what is no matrix, taken as one row each."""
+        return self._pruned(stack.unsqueeze(1), context.offset, context.name).squeeze(1)
+
+    def _pruned(self, rows: Tensor, offset: int, name: str) -> Tensor:
+        """Whole rows of the task vectors made sparse, shape ``(T, rows, columns)``."""
+        rng, pruned = CounterRng(self.seed), torch.empty_like(rows)
+        for source, part in enumerate(rows):
+            probabilities = keep_probabilities(part, self.density, self.epsilon)
+            pruned[source] = keep_and_rescale(part, probabilities, rng, f"{source}/{name}", offset)
+        return pruned
+
+
+@register("della")
+@dataclass(frozen=True)
+class Della(ElectingMethod, DellaLinear):
+    r"""DELLA's sparse task vectors, a sign elected per entry, and a combination of the sources that agree with it.
+
+    The task vectors are made sparse as in ``della_linear``, and put together as in ``ties``.
+
+    Variants: mergekit elects signs after weighting (``elect: weighted``), and elects plus where an entry balances
+    exactly; here such an entry is dropped.
+
+    Reference:
+        DELLA-Merging, https://arxiv.org/abs/2406.11617, section 3 (drop, elect, fuse).
+    """
