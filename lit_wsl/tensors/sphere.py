@@ -29,7 +29,7 @@ def arc(inner: Tensor, t: float, max_cosine: float = 1.0) -> Tensor:
         max_cosine: Largest cosine, either way, that is not yet taken as parallel.
 
     Reference:
-        Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985, section 3.3.
+        Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
     """
     sizes = inner.diagonal().sqrt()
     straight = torch.tensor([1.0 - t, t], dtype=torch.float64)
@@ -61,7 +61,7 @@ def karcher_mean(inner: Tensor, shares: Tensor, steps: int, tolerance: float = 0
 
     Reference:
         Buss and Fillmore, Spherical averages and applications to spherical splines and interpolation, ACM
-        Transactions on Graphics 20 (2001), section 3, algorithm A1.
+        Transactions on Graphics 20 (2001), algorithm A1.
     """
     sizes = inner.diagonal().sqrt()
     has_direction = (sizes > 0) & (shares > 0)

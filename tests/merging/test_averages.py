@@ -293,6 +293,20 @@ def test_linear_methods_keep_adapters_exact(adapters, tmp_path, name, params, sh
 # Parameters.
 
 
+def test_coefficients_are_taken_as_they_are_when_told_so():
+    """A2.6: not normalised, above one, negative where allowed"""
+    stack = torch.randn(3, 20, dtype=torch.float64)
+    for coefficients in ([0.2, 0.3, 0.1], [2.0, 0.0, 1.5], [1.0, -0.5, 0.0], [-1.0, 0.0, 0.0]):
+        params = {"task_coefficients": coefficients, "normalize_coefficients": False}
+        params["allow_negative_coefficients"] = min(coefficients) < 0
+        expected = oracle.weighted_delta_n(lists(stack), coefficients, normalize=False)
+        check("weighted_delta_n", stack, expected, **params)
+    negative = {"task_coefficients": [2.0, -1.0, 1.0], "allow_negative_coefficients": True}
+    check("weighted_delta_n", stack, oracle.weighted_delta_n(lists(stack), [2.0, -1.0, 1.0]), **negative)
+    with pytest.raises(ConfigError, match="positive sum"):
+        build_method("weighted_delta_n", {"task_coefficients": [1.0, -1.0], "allow_negative_coefficients": True})
+
+
 @pytest.mark.parametrize("name", ["weighted", "weighted_delta"])
 @pytest.mark.parametrize("lam", [-0.01, 1.01])
 def test_lambda_is_a_share(name, lam):

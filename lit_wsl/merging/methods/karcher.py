@@ -27,7 +27,7 @@ class Karcher(GramMean):
     Reference:
         Karcher, Riemannian center of mass and mollifier smoothing, Communications on Pure and Applied Mathematics 30
         (1977); the iteration is algorithm A1 of Buss and Fillmore, Spherical averages, ACM Transactions on Graphics
-        20 (2001), section 3.
+        20 (2001).
     """
 
     needs_base: ClassVar[bool] = False

@@ -25,7 +25,7 @@ class MultiSlerp(GramMean):
 
     Reference:
         Goddard, https://goddard.blog/posts/multislerp-wow-what-a-cool-idea; the maps are those of Buss and Fillmore,
-        Spherical averages, ACM Transactions on Graphics 20 (2001), section 3. One step of ``karcher``.
+        Spherical averages, ACM Transactions on Graphics 20 (2001). One step of ``karcher``.
     """
 
     def mix(self, inner: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class NuSlerp(GramMean):
     like negative ones.
 
     Reference:
-        Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985, section 3.3.
+        Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
     """
 
     least: ClassVar[int] = 2

@@ -21,11 +21,11 @@ class Slerp(GramMethod):
     normalised. A parameter that is zero in one model, or opposite, goes along the straight line.
 
     Variants: mergekit's first model is its ``base_model``. It takes the straight line beyond a cosine of 0.9995, which
-    models tuned from one base nearly always exceed: ``max_cosine`` 1 keeps to the arc. It also takes a zero parameter
+    models tuned from one base often exceed: ``max_cosine`` 1 keeps to the arc. It also takes a zero parameter
     as if it were at a right angle, which gives :math:`\sin(t \pi / 2)` of the other instead of :math:`t`.
 
     Reference:
-        Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985, section 3.3.
+        Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
     """
 
     needs_base: ClassVar[bool] = False

@@ -19,7 +19,8 @@ class Weighted(WeightedDelta):
 
     The update is :math:`\Delta = s B A` with :math:`A = \lambda A_1 + (1 - \lambda) A_2`, and B and the scale s
     alike: what interpolating adapter files does. It has cross terms :math:`B_1 A_2`, so between the ends it is *not*
-    the interpolation of the updates; ``weighted_delta`` is. For full models it is that of the parameters.
+    the interpolation of the updates; ``weighted_delta`` is. For full models it is that of the parameters,
+    and where one adapter has no factors (DoRA, biases) that of the updates.
 
     Variants: the scale is interpolated too, so that either end is that adapter itself. Mixing the files alone keeps
     the first adapter's scale, which is the same where the scales agree.
