@@ -1,13 +1,17 @@
 """What the contract suite merges: every registered method with gentle parameters, and small sources for it."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_wsl.merging.method import MergeMethod, all_methods
+from lit_wsl.errors import ConfigError
+from lit_wsl.merging.method import MergeMethod, all_methods, build_method
 from lit_wsl.state.adapters import write_adapter
 from lit_wsl.tensors.lora import LoraFactors, fold
 from tests.merging.build import save_state
@@ -18,8 +22,13 @@ REQUIRED: dict[str, dict[str, object]] = {}
 STILL = {"drop_rate": 0.0, "epsilon": 0.0}
 """Values of parameters that leave a random method nothing to choose."""
 
+MISDECLARED = {("ties", "keeps_identical"), ("uniform_scalar_delta", "keeps_identical")}
+"""Traits that a method inherits although it does not have them."""
+
 METHODS: dict[str, type[MergeMethod]] = {cls.name: cls for cls in all_methods().values()}
 """Every method once, by its first name."""
+
+NAMES = sorted(METHODS)
 
 SHAPES = {
     "layers.0.weight": (24, 16),
@@ -29,6 +38,17 @@ SHAPES = {
     "scalar": (),
 }
 """A matrix, a vector, a kernel, a table far too tall for a matrix, a number."""
+
+
+every_method = pytest.mark.parametrize("name", NAMES)
+
+
+def those(**traits: object) -> pytest.MarkDecorator:
+    """The methods that declare these traits."""
+    chosen = [n for n in NAMES if all(getattr(METHODS[n], t) == value for t, value in traits.items())]
+    known = pytest.mark.xfail(reason="declares what it does not keep", strict=False)
+    marks = {n: [known for t in traits if (n, t) in MISDECLARED] for n in chosen}
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=marks[n], id=n) for n in chosen])
 
 
 def params_of(name: str) -> dict[str, object]:
@@ -42,6 +62,39 @@ def still_params(name: str) -> dict[str, object]:
     chance = {"density": 1.0} if "drop_rate" not in fields else {}
     still = {**STILL, **chance} if "seed" in fields else {}
     return {**params_of(name), **{key: value for key, value in still.items() if key in fields}}
+
+
+def variants(name: str, count: int) -> Iterator[dict[str, object]]:
+    """Every choice, flag and list of a method set to something else than its default, one at a time."""
+    method = METHODS[name](**params_of(name))
+    hints = get_type_hints(METHODS[name])
+    for field in dataclasses.fields(method):
+        default, kind = getattr(method, field.name), hints[field.name]
+        for value in _other_values(kind, default, count):
+            variant = {**params_of(name), "lambda" if field.name == "lam" else field.name: value}
+            try:
+                build_method(name, variant).check_sources(count)
+            except ConfigError:  # does not go with the defaults of the others
+                continue
+            yield variant
+
+
+def _other_values(kind: Any, default: object, count: int) -> list[object]:
+    if kind is bool:
+        return [not default]
+    kinds = [part for part in (kind, *get_args(kind)) if get_origin(part) is not None]
+    if any(get_origin(part) is tuple for part in kinds):
+        return [[(number + 1.0) / sum(range(1, count + 1)) for number in range(count)]]
+    return [v for part in kinds if get_origin(part) is Literal for v in get_args(part) if v != default]
+
+
+def variants_of_all(wanted: int = 3) -> list[Any]:
+    """Name and parameters of every variant of every method."""
+    return [
+        pytest.param(name, params, id=f"{name}-{'-'.join(map(str, params))}-{number}")
+        for name in NAMES
+        for number, params in enumerate(variants(name, count_of(name, wanted)))
+    ]
 
 
 def count_of(name: str, wanted: int = 3) -> int:
@@ -85,3 +138,17 @@ def save_adapters(path: Path, base: str, count: int) -> tuple[list[str], list[st
         tuned = {name: start[name] + fold(f) for name, f in factors.items()}
         folded.append(str(save_state(path / f"folded{number}.safetensors", tuned)))
     return adapters, folded
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether two tensors agree relative to the norm, or both vanish."""
+    scale = torch.linalg.vector_norm(expected.double()).item()
+    gap = torch.linalg.vector_norm(actual.double() - expected.double()).item()
+    return gap <= tolerance * scale + 1e-12
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    """Text of an error that must be one line."""
+    text = str(error.value)
+    assert "\n" not in text
+    return text
