@@ -9,7 +9,8 @@ from transformers import AutoModel
 
 from lit_wsl.errors import ConfigError, MergeError
 from lit_wsl.merging import build_method, merge, merge_state_dict, merge_tensors
-from tests.merging.build import random_states, save_adapter, save_bert, save_gpt2, save_state
+from lit_wsl.tensors.singular import decompose
+from tests.merging.build import random_states, relative_gap, save_adapter, save_bert, save_gpt2, save_state
 from tests.oracles import spectral as oracle
 
 CASES = [
@@ -177,6 +178,47 @@ def test_wrong_parameters_are_refused(name, params, words):
 def test_weights_must_be_as_many_as_sources(name):
     with pytest.raises(ConfigError, match="3 numbers for 2 sources"):
         merge_tensors(name, torch.randn(2, 4, 4), weights=[1.0, 1.0, 1.0])
+
+
+def decaying(rows, columns, least):
+    """A matrix with singular values from 1 down to ``least``, as float32 entries."""
+    U = torch.linalg.qr(torch.randn(rows, min(rows, columns), dtype=torch.float64)).Q
+    V = torch.linalg.qr(torch.randn(columns, min(rows, columns), dtype=torch.float64)).Q
+    return ((U * torch.logspace(0, torch.tensor(least).log10(), len(U.T), dtype=torch.float64)) @ V.T).float()
+
+
+@pytest.mark.parametrize("shape", [(140, 200), (200, 140), (150, 150)], ids=str)
+def test_large_matrices_are_decomposed_as_well_as_small_ones(monkeypatch, shape):
+    """The eigenvectors of the Gram matrix, against a decomposition of the matrix."""
+    zeros = torch.zeros(shape)
+    cases = [torch.randn(shape), low_rank(1, shape, 5)[0], decaying(*shape, 1e-4), zeros, 1e-18 * torch.randn(shape)]
+    for matrix in cases:
+        monkeypatch.setattr("lit_wsl.tensors.singular.SMALL", 128)
+        fast = decompose(matrix)
+        monkeypatch.setattr("lit_wsl.tensors.singular.SMALL", 1 << 30)
+        exact = decompose(matrix)
+        assert fast.U.shape == exact.U.shape
+        assert fast.Vh.shape == exact.Vh.shape
+        torch.testing.assert_close(fast.S, exact.S, rtol=1e-9, atol=0)
+        identity = torch.eye(len(fast.S), dtype=torch.float64)
+        torch.testing.assert_close(fast.U.T @ fast.U, identity, rtol=0, atol=1e-7)
+        torch.testing.assert_close(fast.Vh @ fast.Vh.T, identity, rtol=0, atol=1e-7)
+        torch.testing.assert_close(fast.U @ fast.Vh, exact.U @ exact.Vh, rtol=0, atol=1e-7)
+        torch.testing.assert_close((fast.U * fast.S) @ fast.Vh, (exact.U * exact.S) @ exact.Vh, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["random", "low rank", "decaying"])
+def test_large_matrices_match_numpy(name, kind):
+    params = {"wudi": {"solver": "exact"}, "knots": {"k": 100}}.get(name, {})
+    for shape in ((140, 170), (170, 140)):
+        stack = {
+            "random": lambda shape=shape: torch.randn(3, *shape),
+            "low rank": lambda shape=shape: low_rank(3, shape, 8),
+            "decaying": lambda shape=shape: torch.stack([decaying(*shape, 1e-3) for _ in range(3)]),
+        }[kind]()
+        gap = relative_gap(merge_tensors(name, stack, **params), oracle_of(name, stack, params))
+        assert gap < 1e-5
 
 
 # Whole models and adapters.
