@@ -42,3 +42,10 @@ def agreeing_mean(task_vectors: Tensor, agrees: Tensor, weights: Tensor) -> Tens
     """Weighted mean of the entries that agree; 0 where there is none, or where they weigh nothing."""
     share = weighted_sum(agrees.to(task_vectors.dtype), weights)
     return agreeing_sum(task_vectors, agrees, weights).div_(share.masked_fill_(share == 0, 1.0))
+
+
+def spread(task_vectors: Tensor) -> Tensor:
+    """Standard deviation over the tasks per entry (divided by T), float32, found in float64; shape ``(*P,)``."""
+    wide, weights = task_vectors.double(), torch.ones(len(task_vectors))
+    centred = wide - weighted_sum(wide, weights) / len(wide)
+    return (weighted_sum(centred.square_(), weights) / len(wide)).sqrt_().float()

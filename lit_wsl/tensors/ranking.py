@@ -79,9 +79,22 @@ def relative_ranks(x: Tensor) -> Tensor:
     Args:
         x: Shape ``(rows, columns)``.
     """
-    magnitude = x.abs()
-    ordered = magnitude.sort(dim=-1).values
-    below = torch.searchsorted(ordered, magnitude)
-    not_above = torch.searchsorted(ordered, magnitude, right=True)
     last = x.shape[-1] - 1
-    return (below + not_above - 1).double() / (2 * last) if last > 0 else torch.full_like(x, 0.5, dtype=torch.float64)
+    if last < 1:
+        return torch.full_like(x, 0.5, dtype=torch.float64)
+    ordered, places = x.abs().sort(dim=-1)
+    doubled = torch.empty_like(places).scatter_(-1, places, _first_and_last(ordered))
+    return doubled.double().div_(2 * last)
+
+
+def _first_and_last(ordered: Tensor) -> Tensor:
+    """Sum of the first and the last position that hold the same value, for each entry of sorted rows."""
+    count = ordered.shape[-1]
+    position = torch.arange(count).expand_as(ordered)
+    differs = ordered[..., 1:] != ordered[..., :-1]
+    if differs.all():
+        return 2 * position
+    edge = torch.ones_like(differs[..., :1])
+    first = torch.where(torch.cat([edge, differs], -1), position, 0).cummax(-1).values
+    last = torch.where(torch.cat([differs, edge], -1), position, count).flip(-1).cummin(-1).values.flip(-1)
+    return first + last

@@ -32,6 +32,14 @@ CASES["della_linear"] = (
 )
 CASES["della"] = (oracle.della, [*ELECTED, {"density": 0.6, "epsilon": 0.4, "seed": 3}, {"epsilon": 0.0}])
 CASES["magnitude_prune"] = (oracle.magnitude_prune, [*FUSED, {"density": 0.55}, {"density": 1.0}])
+CASES["sce"] = (oracle.sce, [{}, {"density": 0.3, "lambda": -0.7}, {"density": 0.99}])
+CASES["model_stock"] = (oracle.model_stock, [{}])
+CASES["emr"] = (oracle.emr, [{}, {"lambda": -0.7}])
+CASES["tall_mask"] = (
+    oracle.tall_mask,
+    [{}, {"strictness": 0.9, "tasks": 1, "lambda": 0.3}, {"combine": "sum"}, {"strictness": 0.0}, {"strictness": 3.0}],
+)
+CASES["ram"] = (oracle.ram, [{}, {"epsilon": 0.3}, {"epsilon": 0.7, "r": 0.5, "alpha": 0.9}, {"r": 0.1}])
 RANDOM = {"dare_linear", "dare_ties", "della_linear", "della"}
 ROW_WISE = {"della_linear", "della"}
 EVERY = [(name, params) for name, (_, every) in CASES.items() for params in every]
@@ -148,6 +156,15 @@ def test_adapters_match_plain_python(adapters, tmp_path, name):
         ("della", {"epsilon": -0.1}, "0 < density - epsilon"),
         ("magnitude_prune", {"density": 0.0}, "`0 < density <= 1`"),
         ("magnitude_prune", {"scope": "layer"}, "one of tensor, global"),
+        ("sce", {"density": 0.0}, "`0 < density <= 1`"),
+        ("sce", {"weights": [1.0]}, "no parameter 'weights'"),
+        ("model_stock", {"lambda": 1.0}, "no parameter 'lambda'"),
+        ("tall_mask", {"strictness": -0.1}, "`strictness >= 0`"),
+        ("consensus", {"tasks": 0}, "`tasks >= 1`"),
+        ("ram", {"epsilon": -1e-5}, "`epsilon >= 0`"),
+        ("ram", {"r": -0.1}, "`r >= 0`"),
+        ("ram", {"alpha": -0.1}, "`alpha >= 0`"),
+        ("emr", {"lambda": float("inf")}, "finite"),
         ("breadcrumbs", {"elect": "weighted"}, "no parameter 'elect'"),
     ],
 )
@@ -207,3 +224,73 @@ def test_magnitude_prune_counts_over_the_whole_model(tmp_path):
     expected = torch.tensor(oracle.magnitude_prune([entries], 0.3)).split([d.numel() for d in deltas.values()])
     for (key, tensor), wanted in zip(start.items(), expected, strict=True):
         torch.testing.assert_close(merged[key], tensor + wanted.view(tensor.shape).float())
+
+
+def test_sce_weights_sources_by_their_energy():
+    stack = torch.tensor([[2.0, -1.0, 0.0], [1.0, 1.0, 0.0]])  # energies 5 and 2; the second entry balances
+    assert merge_tensors("sce", stack).tolist() == pytest.approx([12 / 7, 0.0, 0.0])
+    assert merge_tensors("sce", stack, density=0.5).tolist() == [0.0, 0.0, 0.0]  # one entry of two: the balanced one
+
+
+def test_model_stock_measures_the_angle():
+    """t = 2 cos / (1 + cos) for two sources: 2/3 at 60 degrees, 0 at 90 degrees and beyond, 1 in parallel."""
+    first = torch.tensor([1.0, 0.0])
+    for other, ratio in (([0.5, 3**0.5 / 2], 2 / 3), ([0.0, 5.0], 0.0), ([-1.0, 1.0], 0.0), ([3.0, 0.0], 1.0)):
+        stack = torch.stack([first, torch.tensor(other)])
+        for size in (1.0, 1e-8):  # the angle does not depend on the length, however small
+            torch.testing.assert_close(merge_tensors("model_stock", size * stack), size * ratio * stack.mean(0))
+
+
+def test_model_stock_wants_two_sources():
+    with pytest.raises(ConfigError, match="at least 2"):
+        merge_tensors("model_stock", torch.ones(1, 3))
+
+
+def test_emr_tells_of_the_masks_it_leaves_out(adapters, tmp_path, caplog):
+    merge(adapters=adapters[1], method="emr", output_format="delta", output=str(tmp_path / "out"))
+    assert "masks and rescalers" in caplog.text
+
+
+def test_tall_mask_drops_what_too_few_tasks_want():
+    stack = torch.tensor([[1.0, 1.0, 1.0, 0.1], [1.0, 0.0, -0.9, 0.1], [1.0, 0.0, 0.0, 0.0]])
+    wanted = {1: [True, True, True, True], 2: [True, False, True, True], 3: [True, False, False, False]}
+    for tasks, kept in wanted.items():
+        merged = merge_tensors("tall_mask", stack, tasks=tasks, combine="sum")
+        torch.testing.assert_close(merged, stack.sum(0) * torch.tensor(kept))
+    with pytest.raises(ConfigError, match="wants 4 tasks to agree, got 3 sources"):
+        merge_tensors("tall_mask", stack, tasks=4)
+
+
+def test_ram_keeps_what_one_source_changes():
+    stack = torch.tensor([[1.0, 2.0, 0.0, 9e-6], [0.0, 4.0, -3.0, 0.0]])
+    assert merge_tensors("ram", stack).tolist() == [1.0, 3.0, -3.0, 0.0]
+    grown = merge_tensors("ram", stack, r=0.5, alpha=2.0)  # one shared over one own change each
+    assert grown.tolist() == [1.5, 3.0, -4.5, 0.0]
+
+
+@pytest.mark.parametrize("shape", [(11,), (9, 7), (4, 3, 5), (12, 1), ()], ids=str)
+def test_arcee_fusion_matches_plain_python(shape):
+    torch.manual_seed(1)
+    delta, base = 0.3 * torch.randn(1, *shape), torch.randn(shape)
+    columns = base[0].numel() if len(shape) > 1 and base[0].numel() > 1 else base.numel()
+    rows = delta.reshape(1, -1).double().tolist()
+    expected = torch.tensor(oracle.arcee_fusion(rows, base.flatten().double().tolist(), columns)).view(shape)
+    merged = merge_tensors("arcee_fusion", delta, base)
+    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-6)
+    assert len(shape) == 0 or 0 < int((merged.abs() > 1e-6).sum()) < merged.numel()
+
+
+def test_arcee_fusion_of_a_model_and_of_an_adapter(tmp_path, adapters):
+    base, tuned = random_states(tmp_path, 1)
+    start, other = load_file(base), load_file(tuned)
+    merged = merge_state_dict(models=[tuned], base=base, method="arcee_fusion")
+    for key, tensor in start.items():
+        columns = tensor[0].numel() if tensor.ndim > 1 else tensor.numel()
+        rows = (other[key] - tensor).reshape(1, -1).double().tolist()
+        update = oracle.arcee_fusion(rows, tensor.flatten().double().tolist(), columns)
+        torch.testing.assert_close(merged[key], tensor + torch.tensor(update).view(tensor.shape))
+        assert ((merged[key] == tensor) | (merged[key] == other[key])).all(), "entries are taken over, not computed"
+    with pytest.raises(ConfigError, match="exactly 1"):
+        merge_state_dict(models=[tuned, tuned], base=base, method="arcee_fusion")
+    start = merge_state_dict(adapters=adapters[1][:1], base=adapters[0], method="uniform_scalar_delta")
+    assert merge_state_dict(adapters=adapters[1][:1], base=adapters[0], method="arcee_fusion").keys() == start.keys()
