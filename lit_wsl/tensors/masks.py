@@ -16,6 +16,6 @@ def tall_masks(task_vectors: Tensor, total: Tensor, strictness: float) -> Tensor
         Boolean, shape ``(T, *P)``.
 
     Reference:
-        TALL masks, https://arxiv.org/abs/2405.07813, section 4.1.
+        TALL masks, https://arxiv.org/abs/2405.07813.
     """
     return torch.stack([v.abs() > (total - v).abs().mul_(strictness) for v in task_vectors])

@@ -28,7 +28,7 @@ CASES["dare_linear"] = (oracle.dare_linear, [*FUSED, {"density": 0.5, "seed": 7}
 CASES["dare_ties"] = (oracle.dare_ties, [*ELECTED, {"density": 0.7, "seed": 7}, {"density": 1.0}])
 CASES["della_linear"] = (
     oracle.della_linear,
-    [*FUSED, {"density": 0.6, "epsilon": 0.4, "seed": 3}, {"density": 1.0, "epsilon": 0.0}],
+    [*FUSED, {"density": 0.6, "epsilon": 0.4, "seed": 3}, {"density": 1.0, "epsilon": 0.0}, {"scope": "tensor"}],
 )
 CASES["della"] = (oracle.della, [*ELECTED, {"density": 0.6, "epsilon": 0.4, "seed": 3}, {"epsilon": 0.0}])
 CASES["magnitude_prune"] = (oracle.magnitude_prune, [*FUSED, {"density": 0.55}, {"density": 1.0}])

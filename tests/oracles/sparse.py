@@ -113,8 +113,10 @@ def della_linear(
     seed: int = 42,
     name: str = "",
     columns: int = 1,
+    scope: str = "row",
     **how: object,
 ) -> list[float]:
+    columns = columns if scope == "row" else len(rows[0])
     return combined(pruned(rows, density, epsilon, seed, name, columns), **how)
 
 

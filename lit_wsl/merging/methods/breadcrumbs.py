@@ -27,7 +27,8 @@ class Breadcrumbs(SparseMethod):
     biases, may drop the parameter's whole update; here it drops nothing more.
 
     Reference:
-        Model Breadcrumbs, https://arxiv.org/abs/2312.06795, section 3 (beta there is 1 - density - gamma here).
+        Model Breadcrumbs, https://arxiv.org/abs/2312.06795; there both bounds are quantiles, beta below
+        and gamma above.
     """
 
     density: float = 0.1
@@ -68,6 +69,6 @@ class BreadcrumbsTies(ElectingMethod, Breadcrumbs):
     where an entry balances exactly; here such an entry is dropped.
 
     Reference:
-        Model Breadcrumbs, https://arxiv.org/abs/2312.06795, section 3; TIES, https://arxiv.org/abs/2306.01708,
+        Model Breadcrumbs, https://arxiv.org/abs/2312.06795; TIES, https://arxiv.org/abs/2306.01708,
         section 3, steps 2 and 3. The combination is mergekit's.
     """

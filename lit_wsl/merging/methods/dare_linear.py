@@ -21,8 +21,8 @@ class DareLinear(SparseMethod):
     The update is :math:`\Delta = \lambda \sum_t w_t m_t \odot \Delta_t / (p \sum_t w_t)` with :math:`p` the density.
     The masks are those of ``dare``, which this is for equal weights; sharding, threads and blocks change nothing.
 
-    Variants: PEFT's ``dare_linear`` is ``combine: sum``. mergekit's is too (``normalize: false``), but it rescales
-    each tensor to its former L1 norm instead of dividing by the density, and seeds no mask.
+    Variants: PEFT's ``dare_linear`` is ``combine: sum``. mergekit's is too (``normalize: false``), but newer
+    versions rescale each tensor to its former L1 norm instead of dividing by the density.
 
     Reference:
         DARE, https://arxiv.org/abs/2311.03099, section 3.2; the density is 1 - p there.
@@ -55,10 +55,10 @@ class DareTies(ElectingMethod, DareLinear):
 
     The task vectors are made sparse as in ``dare_linear``, and put together as in ``ties``.
 
-    Variants: mergekit elects signs after weighting (``elect: weighted``), sums (``combine: sum``), and rescales by
-    the L1 norm; PEFT elects before, and divides the weighted sum by the number of sources that agree. Both elect
-    plus where an entry balances exactly; here such an entry is dropped.
+    Variants: mergekit elects signs after weighting (``elect: weighted``), sums (``combine: sum``), and rescales as
+    for ``dare_linear``; PEFT elects before, and divides the weighted sum by the number of sources that agree. Both
+    elect plus where an entry balances exactly; here such an entry is dropped.
 
     Reference:
-        DARE, https://arxiv.org/abs/2311.03099, section 4.3 (combined with TIES, https://arxiv.org/abs/2306.01708).
+        DARE, https://arxiv.org/abs/2311.03099, with TIES, https://arxiv.org/abs/2306.01708, section 3.
     """

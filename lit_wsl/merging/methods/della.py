@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,15 +25,17 @@ class DellaLinear(SparseMethod, MatrixMethod):
     An entry of rank r among the n of its row, 0 for the smallest magnitude, is kept with probability
     :math:`p = \rho - \epsilon + 2 \epsilon r / (n - 1)` and divided by it, with :math:`\rho` the density; equal
     magnitudes share the mean of their ranks. A row is one output's weights (a convolution's kernel lies behind
-    them, a vector is one row): the row-wise variant of the paper. Masks depend on seed, place of the source,
-    parameter and entry alone. Whole parameters are held in memory, embeddings too.
+    them, a vector is one row). Masks depend on seed, place of the source, parameter and entry alone. Whole
+    parameters are held in memory, embeddings too.
 
-    Variants: ``epsilon`` is half the range of probabilities, as in mergekit, and half the paper's. mergekit rescales
-    each tensor to its former L1 norm instead of dividing by p, breaks ties of rank by sorting order, ranks kernels
-    along their second dimension, and has no defined result for rows of a single entry, which have p = density here.
+    Variants: with ``scope: row`` ranks are taken in each row, as in the authors' ``della`` and in mergekit; ``tensor``
+    takes them in the whole parameter, as the authors' layer-wise sampling does. Newer versions of mergekit rescale
+    each tensor to its former L1 norm instead of dividing by p. Both break ties of rank by sorting order, and have no
+    defined result for rows of a single entry, which have p = density here.
 
     Reference:
-        DELLA-Merging, https://arxiv.org/abs/2406.11617, section 3 (MAGPRUNE).
+        DELLA-Merging, https://arxiv.org/abs/2406.11617 (MAGPRUNE); the range of p and the rank's scale are those of
+        the authors' code, https://github.com/declare-lab/della.
     """
 
     is_symmetric: ClassVar[bool] = False
@@ -44,6 +46,8 @@ class DellaLinear(SparseMethod, MatrixMethod):
     """Half the range of probabilities; density - epsilon > 0 and density + epsilon <= 1."""
     seed: int = 42
     """Seed of the masks."""
+    scope: Literal["row", "tensor"] = "row"
+    """What the rank of an entry is counted in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +64,8 @@ class DellaLinear(SparseMethod, MatrixMethod):
 
     def merge_matrices(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Combination of the sparse task vectors of one parameter, times lambda."""
-        rows = stack.flatten(1).unsqueeze(1) if stack.shape[-1] == 1 else stack  # a vector is a single row
+        is_row = self.scope == "tensor" or stack.shape[-1] == 1  # a vector is a single row
+        rows = stack.flatten(1).unsqueeze(1) if is_row else stack
         merged, weights = torch.empty_like(rows[0]), self._weights(len(stack))
         step = max(1, PART_ENTRIES // rows.shape[-1])  # ranks take several times the memory of what is ranked
         for start in range(0, len(merged), step):
@@ -92,5 +97,5 @@ class Della(ElectingMethod, DellaLinear):
     exactly; here such an entry is dropped.
 
     Reference:
-        DELLA-Merging, https://arxiv.org/abs/2406.11617, section 3 (drop, elect, fuse).
+        DELLA-Merging, https://arxiv.org/abs/2406.11617 (drop, elect, fuse).
     """

@@ -21,7 +21,7 @@ class Emr(MergeMethod):
     Variants: the authors' code and FusionBench elect minus where an entry balances exactly; here it is dropped.
 
     Reference:
-        EMR-Merging, https://arxiv.org/abs/2405.17461, section 3.2 (elect).
+        EMR-Merging, https://arxiv.org/abs/2405.17461 (elect).
     """
 
     caution: ClassVar[str] = (

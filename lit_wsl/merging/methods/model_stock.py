@@ -44,7 +44,7 @@ class ModelStock(MergeMethod):
     vector has cosine 0. mergekit takes products of norms below 1e-6 for 1e-6, which shortens small updates.
 
     Reference:
-        Model Stock, https://arxiv.org/abs/2403.19522, section 4.2, equation 3; the mean over pairs is mergekit's.
+        Model Stock, https://arxiv.org/abs/2403.19522; the mean over pairs is mergekit's.
     """
 
     least: ClassVar[int] = 2

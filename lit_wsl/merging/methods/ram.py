@@ -48,7 +48,8 @@ class Ram(MergeMethod):
     that counts in each parameter by itself, as here.
 
     Reference:
-        Reinforced Agent Merging, https://arxiv.org/abs/2601.13572, by mergekit's ``ram`` and ``ramplus_tl``.
+        Reinforced Agent Merging, https://arxiv.org/abs/2601.13572; formulas of mergekit's ``ram`` and
+        ``ramplus_tl``.
     """
 
     is_homogeneous: ClassVar[bool] = False

@@ -56,10 +56,10 @@ class Sce(MergeMethod):
     update is :math:`\lambda \sum_t w_t \Delta_t / \sum_t w_t` over the sources that have it.
 
     Variants: mergekit's ``select_topk`` is the density, rounded down, and ties of variance are broken by sorting
-    order; it elects plus where an entry balances exactly, which here is dropped. The paper selects 10 percent.
+    order; it elects plus where an entry balances exactly, which here is dropped.
 
     Reference:
-        FuseChat, https://arxiv.org/abs/2408.07990, section 3.3 (SCE).
+        FuseChat, https://arxiv.org/abs/2408.07990 (SCE); the details are mergekit's.
     """
 
     density: float = 1.0

@@ -23,11 +23,12 @@ class TallMask(MergeMethod):
     elsewhere. With 1 it drops what no task wants, with 2 also what one task alone does.
 
     Variants: this is Consensus task arithmetic, a single model; localising, which gives each task its own mask, is
-    not a merge. The authors choose the strictness of each task on validation data, from 0.2 to 0.6 mostly; here all
-    have one. ``combine: sum`` with lambda as the scaling coefficient is theirs.
+    not a merge. The authors choose the strictness of each task on validation data; here all have one. Theirs is
+    ``combine: sum`` with the scaling coefficient as lambda.
 
     Reference:
-        TALL masks and Consensus Merging, https://arxiv.org/abs/2405.07813, sections 4.1 and 4.3.
+        TALL masks and Consensus Merging, https://arxiv.org/abs/2405.07813, and its code,
+        https://github.com/nik-dim/tall_masks.
     """
 
     least: ClassVar[int] = 2
