@@ -130,7 +130,13 @@ class ParameterMerger:
         rows = self._plan.merged[self.name].shape[0]
         base = None if self._origin is None else self._origin.reshape(rows, -1).to(torch.float32, copy=True)
         context = MergeContext(self.name, 0, self._statistics)
-        merged = self._method.merge_matrices(whole.view(len(whole), rows, -1), base, context).reshape(-1)
+        try:
+            merged = self._method.merge_matrices(whole.view(len(whole), rows, -1), base, context).reshape(-1)
+        except torch.linalg.LinAlgError as error:
+            cause = str(error).splitlines()[0]
+            raise MergeError(
+                f"Method {self._method.name!r} cannot decompose {self.name!r} ({cause}); merge by another method."
+            ) from error
         for start, stop in self._ranges():
             yield start, merged[start:stop], None if base is None else base.view(-1)[start:stop]
 

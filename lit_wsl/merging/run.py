@@ -137,12 +137,12 @@ def merge_tensors(method: str, task_vectors: Tensor, base: Tensor | None = None,
         stack = stack + flat_base
     scan = merger.scan_model(len(stack)) or merger.scan_tensor(len(stack))
     statistics = _scan_stack(scan, stack) if scan else None
+    merged = torch.empty_like(stack[0])  # what a method returns may be a part of its input
     if isinstance(merger, MatrixMethod) and merger.takes(shape):
         matrix = None if base is None else base.detach().to(wide).reshape(shape[0], -1)
         context = MergeContext("", 0, statistics)
-        merged = merger.merge_matrices(stack.view(len(stack), shape[0], -1), matrix, context).flatten()
+        merged.copy_(merger.merge_matrices(stack.view(len(stack), shape[0], -1), matrix, context).reshape(-1))
     else:
-        merged = torch.empty_like(stack[0])
         for start in range(0, stack.shape[1], BLOCK_ENTRIES):
             block = slice(start, start + BLOCK_ENTRIES)
             context = MergeContext("", start, statistics)
