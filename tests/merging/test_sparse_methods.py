@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging import build_method, merge, merge_state_dict, merge_tensors
+from lit_wsl.tensors.ranking import RankSelector, relative_ranks
 from tests.merging.build import random_states, save_adapter, save_bert
 from tests.oracles import sparse as oracle
 
@@ -294,3 +295,44 @@ def test_arcee_fusion_of_a_model_and_of_an_adapter(tmp_path, adapters):
         merge_state_dict(models=[tuned, tuned], base=base, method="arcee_fusion")
     start = merge_state_dict(adapters=adapters[1][:1], base=adapters[0], method="uniform_scalar_delta")
     assert merge_state_dict(adapters=adapters[1][:1], base=adapters[0], method="arcee_fusion").keys() == start.keys()
+
+
+@pytest.mark.parametrize("entries", [1, 2, 999, 300_000])
+def test_ranks_of_a_stream_are_those_of_a_sort(entries):
+    torch.manual_seed(entries)
+    x = torch.randn(entries).mul_(10.0 ** torch.randint(-30, 30, (entries,)))
+    x[torch.rand(entries) < 0.3] = 0.0
+    ordered = x.abs().sort(descending=True).values.tolist()
+    ranks = [0, 1, entries, entries // 2 + 1, entries // 3 + 1, 1]
+    selector = RankSelector(lambda count: ranks if count == entries else [])
+    for _ in range(2):
+        assert selector.values is None
+        for block in x.split(1 << 17):
+            selector.update(block)
+        is_known = selector.end_pass()
+    assert is_known
+    assert selector.values == [float("inf"), *(ordered[rank - 1] for rank in ranks[1:])]
+
+
+def test_a_stream_without_entries_or_ranks_needs_one_pass():
+    assert RankSelector(lambda count: [count]).end_pass()
+    selector = RankSelector(lambda count: [0])
+    selector.update(torch.ones(3))
+    assert selector.end_pass()
+    assert selector.values == [float("inf")]
+
+
+def test_relative_ranks_share_ties():
+    rows = torch.tensor([[3.0, -1.0, 0.0, 2.0, -5.0], [1.0, -1.0, 0.0, 0.0, 1.0], [2.0, 2.0, -2.0, 2.0, 2.0]])
+    expected = [[0.75, 0.25, 0.0, 0.5, 1.0], [0.75, 0.75, 0.125, 0.125, 0.75], [0.5] * 5]
+    assert relative_ranks(rows).tolist() == expected
+    assert relative_ranks(rows[:, :1]).tolist() == [[0.5]] * 3
+
+
+@pytest.mark.parametrize("name", ["breadcrumbs", "magnitude_prune", "sce", "dare_ties", "ram"])
+def test_a_parameter_of_several_blocks_matches_plain_python(name):
+    torch.manual_seed(3)
+    stack = torch.randn(2, 150_000)
+    params = {"r": 0.3} if name == "ram" else {"density": 0.3}
+    wanted = expected_of(name, stack, params)
+    torch.testing.assert_close(merge_tensors(name, stack, **params).double(), wanted, rtol=1e-4, atol=1e-5)
