@@ -45,10 +45,12 @@ class ParameterMerger:
 
     def low_rank_terms(self) -> list[LoraFactors] | None:
         """Factors whose sum is the merged update, or None when the method or a source needs it dense."""
-        if not isinstance(self._method, LinearMethod):
+        method, factors = self._method, self.factors()
+        if len(factors) < len(self._vectors):
             return None
-        factors = self.factors()
-        return self._method.merge_factors(factors) if len(factors) == len(self._vectors) else None
+        if isinstance(method, LinearMethod) or (isinstance(method, MatrixMethod) and self._is_matrix()):
+            return method.merge_factors(factors)
+        return None
 
     def factors(self) -> list[LoraFactors]:
         """The low-rank sources' factors, unweighted."""
@@ -124,6 +126,10 @@ class ParameterMerger:
     def _merged_matrix(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """What the method makes of the whole matrix, cut into blocks again."""
         assert isinstance(self._method, MatrixMethod)
+        terms = self.low_rank_terms()
+        if terms is not None:
+            yield from self._folded(terms)
+            return
         whole = torch.empty(len(self._vectors), self._entries)
         for start, stack, _ in self.stacks():
             whole[:, start : start + stack.shape[1]] = stack
@@ -139,6 +145,16 @@ class ParameterMerger:
             ) from error
         for start, stop in self._ranges():
             yield start, merged[start:stop], None if base is None else base.view(-1)[start:stop]
+
+    def _folded(self, terms: list[LoraFactors]) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """The dense update of low-rank terms, with the base's block."""
+        left, right = _stacked(terms)
+        assert left is not None
+        assert right is not None
+        for start, stop in self._ranges():
+            block = (left[start // self._grain : stop // self._grain] @ right).view(-1)
+            base = None if self._origin is None else self._origin.reshape(-1)[start:stop].to(torch.float32, copy=True)
+            yield start, block, base
 
     def _linear(self, *, add_base: bool) -> Iterator[tuple[int, Tensor]]:
         """Weighted sum without the detour over differences: ``(1 - sum c) base + sum c tuned + factors``."""

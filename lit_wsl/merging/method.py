@@ -132,6 +132,10 @@ class MatrixMethod(MergeMethod):
             Update to add to the base, shape ``(rows, columns)``, float32.
         """
 
+    def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors] | None:
+        """Low-rank terms whose sum is the merged update of low-rank sources, or None if that needs them dense."""
+        return None
+
     @classmethod
     def takes(cls, shape: Sequence[int]) -> bool:
         """Whether a parameter of that shape is a matrix."""

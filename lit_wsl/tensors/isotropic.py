@@ -23,12 +23,13 @@ def flattened(matrix: Tensor) -> Tensor:
     return _mean(triplets.S) * (triplets.U @ triplets.Vh)
 
 
-def common_and_specific(stack: Tensor, common_fraction: float) -> Tensor:
+def common_and_specific(stack: Tensor, common_fraction: float, directions: int | None = None) -> Tensor:
     """Leading directions of the sum, and of what each task has beside them, made orthonormal, with a flat spectrum.
 
     Args:
         stack: Task matrices, shape ``(T, rows, columns)``.
         common_fraction: Share of the directions that the sum of all tasks provides, in [0, 1].
+        directions: How many directions there are, for the cores of larger matrices; by default the smaller side.
 
     Returns:
         Shape ``(rows, columns)``, float64.
@@ -36,7 +37,7 @@ def common_and_specific(stack: Tensor, common_fraction: float) -> Tensor:
     Reference:
         Iso-CTS, https://arxiv.org/abs/2502.04959, section 4.
     """
-    directions = min(stack.shape[1:])
+    directions = directions or min(stack.shape[1:])
     specific = specific_directions(directions, len(stack), common_fraction)
     common = decompose(stack.sum(0)).leading(directions - specific * len(stack))
     parts = [common, *(_beside(matrix, common).leading(specific) for matrix in stack)]

@@ -9,6 +9,7 @@ from transformers import AutoModel
 
 from lit_wsl.errors import ConfigError, MergeError
 from lit_wsl.merging import build_method, merge, merge_state_dict, merge_tensors
+from lit_wsl.tensors.lora import LoraFactors, fold
 from lit_wsl.tensors.singular import decompose
 from tests.merging.build import random_states, relative_gap, save_adapter, save_bert, save_gpt2, save_state
 from tests.oracles import spectral as oracle
@@ -219,6 +220,23 @@ def test_large_matrices_match_numpy(name, kind):
         }[kind]()
         gap = relative_gap(merge_tensors(name, stack, **params), oracle_of(name, stack, params))
         assert gap < 1e-5
+
+
+CORE_CASES = [("tsv_m", {}), ("iso_c", {"lambda": 1.3}), ("iso_cts", {}), ("iso_cts", {"common_fraction": 0.2})]
+
+
+@pytest.mark.parametrize(("name", "params"), [*CORE_CASES, ("wudi", {"solver": "exact"})], ids=str)
+@pytest.mark.parametrize("shape", [(30, 24), (24, 30), (9, 20)], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_cores_of_adapters_merge_like_dense_updates(name, params, shape, transposed, tasks):
+    d_out, d_in = shape[::-1] if transposed else shape
+    factors = [
+        LoraFactors(torch.randn(r, d_in), torch.randn(d_out, r), 0.3, shape, transposed) for r in (4, 2, 5)[:tasks]
+    ]
+    dense = merge_tensors(name, torch.stack([fold(f) for f in factors]), **params)
+    (merged,) = build_method(name, params).merge_factors(factors)
+    assert relative_gap(fold(merged), dense) < 1e-5
 
 
 # Whole models and adapters.

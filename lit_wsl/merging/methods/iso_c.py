@@ -1,12 +1,15 @@
 """Iso-C: the sum of the task matrices with a flat spectrum."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from lit_wsl.merging.method import MatrixMethod, MergeContext, register
+from lit_wsl.tensors.cores import cores_of
 from lit_wsl.tensors.isotropic import flattened
+from lit_wsl.tensors.lora import LoraFactors
 
 
 @register("iso_c")
@@ -37,3 +40,8 @@ class IsoC(MatrixMethod):
     def merge_matrices(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Flattened sum of the task matrices, times lambda."""
         return flattened(stack.sum(0)).mul_(self.lam).to(stack.dtype)
+
+    def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors] | None:
+        """The same from small matrices, as rotations on either side of all tasks rotate the result."""
+        cores = cores_of(factors)
+        return [cores.factors(flattened(cores.stack.sum(0)).mul_(self.lam))]

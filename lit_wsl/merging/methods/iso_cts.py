@@ -1,5 +1,6 @@
 """Iso-CTS: directions of the sum and of each task, with a flat spectrum."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -7,7 +8,9 @@ from torch import Tensor
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import MatrixMethod, MergeContext, register
+from lit_wsl.tensors.cores import cores_of
 from lit_wsl.tensors.isotropic import common_and_specific
+from lit_wsl.tensors.lora import LoraFactors
 
 
 @register("iso_cts")
@@ -45,3 +48,8 @@ class IsoCts(MatrixMethod):
     def merge_matrices(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Common and task-specific directions with a flat spectrum, times lambda."""
         return common_and_specific(stack, self.common_fraction).mul_(self.lam).to(stack.dtype)
+
+    def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors] | None:
+        """The same from small matrices, as rotations on either side of all tasks rotate the result."""
+        cores = cores_of(factors)
+        return [cores.factors(common_and_specific(cores.stack, self.common_fraction, cores.directions).mul_(self.lam))]

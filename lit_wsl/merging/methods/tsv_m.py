@@ -1,11 +1,14 @@
 """TSV-M: the leading singular vectors of every task, made orthogonal to each other."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from lit_wsl.merging.method import MatrixMethod, MergeContext, register
+from lit_wsl.tensors.cores import cores_of
+from lit_wsl.tensors.lora import LoraFactors
 from lit_wsl.tensors.procrustes import orthogonalised_sum
 from lit_wsl.tensors.singular import decompose
 
@@ -41,6 +44,13 @@ class TsvM(MatrixMethod):
 
     def merge_matrices(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Orthogonalised sum of the truncated task matrices, times lambda."""
-        kept = max(1, min(stack.shape[1:]) // len(stack))
-        merged = orthogonalised_sum([decompose(matrix).leading(kept) for matrix in stack])
-        return merged.mul_(self.lam).to(stack.dtype)
+        return self._merged(stack, min(stack.shape[1:])).to(stack.dtype)
+
+    def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors] | None:
+        """The same from small matrices, as rotations on either side of all tasks rotate the result."""
+        cores = cores_of(factors)
+        return [cores.factors(self._merged(cores.stack, cores.directions))]
+
+    def _merged(self, stack: Tensor, directions: int) -> Tensor:
+        kept = max(1, directions // len(stack))
+        return orthogonalised_sum([decompose(matrix).leading(kept) for matrix in stack]).mul_(self.lam)

@@ -1,5 +1,6 @@
 """WUDI: the update that interferes least with each task's own inputs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import MatrixMethod, MergeContext, register
+from lit_wsl.tensors.cores import cores_of
 from lit_wsl.tensors.interference import descend_interference, interference_system, least_interference
+from lit_wsl.tensors.lora import LoraFactors
 
 
 @register("wudi")
@@ -62,3 +65,11 @@ class Wudi(MatrixMethod):
         else:
             merged = descend_interference(stack.sum(0, dtype=torch.float64), H, C, self.steps, self.rate)
         return merged.mul_(self.lam).to(stack.dtype)
+
+    def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors] | None:
+        """The exact solution from small matrices; Adam looks at entries and has no such way."""
+        if self.solver != "exact":
+            return None
+        cores = cores_of(factors)
+        merged = least_interference(*interference_system(cores.stack), torch.finfo(cores.stack.dtype).eps)
+        return [cores.factors(merged.mul_(self.lam))]
