@@ -102,6 +102,26 @@ def test_order_of_sources_is_irrelevant(name, shape):
         assert close(merge_tensors(name, mixed, base, **still_params(name)), merged)
 
 
+@those("order of unlike sources", is_symmetric=True)
+@pytest.mark.parametrize("shape", [(40,), (9, 9)], ids=str)
+@pytest.mark.parametrize("kind", ["one without an update", "balanced", "of very different size"])
+def test_order_of_unlike_sources_is_irrelevant(name, shape, kind):
+    """Rounding must not pass for an update, nor tip a balance."""
+    stack, base = vectors(count_of(name, 6), *shape)
+    if kind == "one without an update":
+        stack[0] = 0
+    elif kind == "balanced":
+        stack[:] = stack[:1]
+        stack[1::2] *= -1
+    else:
+        stack *= (10.0 ** torch.arange(len(stack))).view(-1, *[1] * len(shape))
+    merged = merge_tensors(name, stack, base, **still_params(name))
+    size = torch.linalg.vector_norm(stack)
+    for order in (torch.arange(len(stack)).flip(0), torch.tensor([*range(0, len(stack), 2), *range(1, len(stack), 2)])):
+        again = merge_tensors(name, stack[order], base, **still_params(name))
+        assert torch.linalg.vector_norm(again - merged) <= 1e-5 * size
+
+
 @those(is_homogeneous=True)
 @pytest.mark.parametrize("shape", [(40,), (8, 6)], ids=str)
 @pytest.mark.parametrize("factor", [2.0**-20, 0.3, 1.0, 3.0, 2.0**20])
