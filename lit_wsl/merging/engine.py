@@ -6,6 +6,7 @@ are cut the same way whatever the number of threads, so the result does not depe
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -49,7 +50,10 @@ class ParameterMerger:
         if len(factors) < len(self._vectors):
             return None
         if isinstance(method, LinearMethod) or (isinstance(method, MatrixMethod) and self._is_matrix()):
-            return method.merge_factors(factors)
+            if not all(is_finite(one.A) and is_finite(one.B) for one in factors):
+                raise MergeError(self._blame(0, self._entries))
+            with self._decomposing():
+                return method.merge_factors(factors)
         return None
 
     def factors(self) -> list[LoraFactors]:
@@ -136,13 +140,8 @@ class ParameterMerger:
         rows = self._plan.merged[self.name].shape[0]
         base = None if self._origin is None else self._origin.reshape(rows, -1).to(torch.float32, copy=True)
         context = MergeContext(self.name, 0, self._statistics)
-        try:
+        with self._decomposing():
             merged = self._method.merge_matrices(whole.view(len(whole), rows, -1), base, context).reshape(-1)
-        except torch.linalg.LinAlgError as error:
-            cause = str(error).splitlines()[0]
-            raise MergeError(
-                f"Method {self._method.name!r} cannot decompose {self.name!r} ({cause}); merge by another method."
-            ) from error
         for start, stop in self._ranges():
             yield start, merged[start:stop], None if base is None else base.view(-1)[start:stop]
 
@@ -182,6 +181,17 @@ class ParameterMerger:
                 rows = slice(start // self._grain, stop // self._grain)
                 block.view(-1, self._grain).addmm_(left[rows], right)
             yield start, block
+
+    @contextmanager
+    def _decomposing(self) -> Iterator[None]:
+        """Tell of a decomposition that does not converge in one line."""
+        try:
+            yield
+        except torch.linalg.LinAlgError as error:
+            cause = str(error).splitlines()[0]
+            raise MergeError(
+                f"Method {self._method.name!r} cannot decompose {self.name!r} ({cause}); merge by another method."
+            ) from error
 
     def _checked(self, blocks: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
         """Pass blocks on, and stop at the first that is not finite, naming who brought it in."""

@@ -1,5 +1,7 @@
 """The contract suite for whole models and adapters: threads, shards, blocks, outputs, damaged entries."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -224,3 +226,18 @@ def test_threads_change_no_bit_of_merged_adapters(name, kind, models, adapters, 
         merge(**fields, method_params=params_of(name), threads=threads, output=str(tmp_path / str(threads)))
     file = {"delta": "delta", "adapter": "adapter_model", "model": "model"}[kind] + ".safetensors"
     assert (tmp_path / "1" / file).read_bytes() == (tmp_path / "2" / file).read_bytes()
+
+
+@every_method
+@pytest.mark.parametrize("kind", ["delta", "adapter", "model"])
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+def test_an_adapter_that_is_not_finite_is_named(name, kind, factor, models, adapters, tmp_path):
+    *others, last = adapters[0][: count_of(name)]
+    bad = shutil.copytree(last, tmp_path / "damaged")
+    state = load_file(bad / "adapter_model.safetensors")
+    next(t for key, t in state.items() if factor in key and "layers.0" in key).view(-1)[1] = float("nan")
+    save_file(state, bad / "adapter_model.safetensors")
+    fields = {"adapters": [*others, str(bad)], "base": models[0], "method": name, "method_params": params_of(name)}
+    with pytest.raises(MergeError, match=r"damaged has NaN or infinite.*layers\.0\.weight"):
+        merge(**fields, output_format=kind, output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
