@@ -17,7 +17,8 @@ def elect_sign(task_vectors: Tensor) -> Tensor:
         TIES, https://arxiv.org/abs/2306.01708, section 3 (the authors' code replaces 0 by the majority sign
         of all entries; here a balanced entry stays 0 and is dropped).
     """
-    return task_vectors.sum(0).sign_()
+    total = task_vectors.sum(0, dtype=torch.float64)  # else the order of the tasks decides what balances
+    return total.sign_().to(task_vectors.dtype)
 
 
 def disjoint_mean(task_vectors: Tensor, sign: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """DARE: drop entries at random, rescale the rest, average."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,9 @@ class Dare(MergeMethod):
     Reference:
         DARE, https://arxiv.org/abs/2311.03099, section 3.2, with uniform averaging of the sparse task vectors.
     """
+
+    is_symmetric: ClassVar[bool] = False
+    keeps_identical: ClassVar[bool] = False
 
     drop_rate: float = 0.9
     """Probability of dropping an entry, in [0, 1)."""

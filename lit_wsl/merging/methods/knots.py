@@ -65,7 +65,8 @@ class Knots(MatrixMethod):
     def merge_matrices(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """The merged coordinates in the shared basis, times lambda."""
         shared = decompose(torch.cat(list(stack), dim=1))
-        coordinates = torch.stack((shared.S.unsqueeze(1) * shared.Vh).chunk(len(stack), dim=1))
+        # Projected, not cut out of S Vh: there a task without an update would have coordinates of rounding alone.
+        coordinates = shared.U.T @ stack.to(shared.U.dtype)
         merge = self._ties if self.inside == "ties" else self._linear
         return (shared.U @ merge(coordinates)).mul_(self.lam).to(stack.dtype)
 

@@ -1,6 +1,7 @@
 """Scaled sum of the task vectors."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ class TaskArithmetic(LinearMethod):
         Task arithmetic, https://arxiv.org/abs/2212.04089, section 2 (addition; the paper's lambda is ``scale``).
         mergekit's ``task_arithmetic`` divides by the sum of weights when ``normalize`` is set; this never does.
     """
+
+    keeps_identical: ClassVar[bool] = False
 
     scale: float = 1.0
     """Factor on the sum; any finite number."""

@@ -1,7 +1,7 @@
 """TIES: trim, elect a sign, average those that agree."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class Ties(MergeMethod):
     Reference:
         TIES-Merging, https://arxiv.org/abs/2306.01708, section 3, algorithm 1.
     """
+
+    keeps_identical: ClassVar[bool] = False
 
     k: float = 20.0
     """Percent of entries kept, in [0, 100]."""
