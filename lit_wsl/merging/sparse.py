@@ -1,7 +1,7 @@
 """What methods share that make task vectors sparse and then put them together."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -78,24 +78,24 @@ class ElectingMethod(SparseMethod):
 
 
 class MagnitudeScan(Scan):
-    """Magnitudes at given ranks of each task vector.
+    """Magnitudes at certain ranks of each task vector.
 
     Args:
-        sources: Number of task vectors.
-        ranks: The ranks wanted of so many entries; 1 is the largest.
+        selectors: One for each task vector.
     """
 
-    def __init__(self, sources: int, ranks: Callable[[int], Sequence[int]]) -> None:
-        self._selectors = [RankSelector(ranks) for _ in range(sources)]
+    def __init__(self, selectors: Sequence[RankSelector]) -> None:
+        self._selectors = selectors
 
     def update(self, stack: Tensor) -> None:
         """Count the magnitudes of one block, shape ``(T, n)``."""
         for selector, task_vector in zip(self._selectors, stack, strict=True):
-            selector.update(task_vector)
+            if selector.values is None:
+                selector.update(task_vector)
 
     def end_pass(self) -> bool:
         """Close a pass; true when every magnitude is known."""
-        known = [selector.end_pass() for selector in self._selectors]  # every selector must close
+        known = [s.values is not None or s.end_pass() for s in self._selectors]  # every selector must close
         return all(known)
 
     def result(self) -> list[list[float]]:

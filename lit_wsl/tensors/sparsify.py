@@ -5,10 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from lit_wsl.tensors.ranking import RankSelector
 from lit_wsl.tensors.rng import CounterRng
-
-_LOW_BITS = 16
-_BINS = 1 << (31 - _LOW_BITS)
 
 
 def kept_count(entries: int, density: float) -> int:
@@ -19,58 +17,24 @@ def kept_count(entries: int, density: float) -> int:
     return min(entries, max(1, math.ceil(entries * density - 1e-9)))
 
 
-class MagnitudeSelector:
-    """Exact k-th largest magnitude of a stream of blocks, in two passes and constant memory.
-
-    The bit pattern of a non-negative float32 grows with its value. The first pass counts the upper 15 of
-    its 31 bits, which finds the bin of the k-th largest; the second counts the lower 16 bits inside
-    that bin. Nothing is sorted and nothing is kept but two histograms.
-    """
+class MagnitudeSelector(RankSelector):
+    """Exact magnitude of the smallest entry that a density keeps, of a stream of blocks in two passes."""
 
     def __init__(self, density: float) -> None:
+        super().__init__(lambda entries: [kept_count(entries, density)])
         self.density = density
-        self.entries = 0
-        self.threshold: float | None = None
-        self._upper = torch.zeros(_BINS, dtype=torch.int64)
-        self._lower = torch.zeros(1 << _LOW_BITS, dtype=torch.int64)
-        self._bin: int | None = None
-        self._wanted = 0
 
-    def update(self, block: Tensor) -> None:
-        """Count the entries of one block, any shape."""
-        pattern = block.detach().float().abs().flatten().view(torch.int32)
-        upper = torch.bitwise_right_shift(pattern, _LOW_BITS)
-        if self._bin is None:
-            self.entries += pattern.numel()
-            self._upper += torch.bincount(upper, minlength=_BINS).cpu()
-        else:
-            inside = pattern[upper == self._bin].bitwise_and_((1 << _LOW_BITS) - 1)
-            self._lower += torch.bincount(inside, minlength=1 << _LOW_BITS).cpu()
+    @property
+    def threshold(self) -> float | None:
+        """The magnitude, once the passes are over; infinity where nothing is kept, 0 where everything is."""
+        return self.values[0] if self.values is not None else None
 
     def end_pass(self) -> bool:
         """Close a pass over all blocks; true when the threshold is known."""
-        if self._bin is None:
-            wanted = kept_count(self.entries, self.density)
-            if wanted == 0:
-                self.threshold = math.inf
-                return True
-            if wanted == self.entries:
-                self.threshold = 0.0
-                return True
-            self._bin, self._wanted = _from_the_top(self._upper, wanted)
-            return False
-        low, _ = _from_the_top(self._lower, self._wanted)
-        bits = torch.tensor((self._bin << _LOW_BITS) | low, dtype=torch.int32)
-        self.threshold = float(bits.view(torch.float32))
-        return True
-
-
-def _from_the_top(counts: Tensor, wanted: int) -> tuple[int, int]:
-    """Bin that holds the ``wanted``-th largest entry, and its rank inside that bin."""
-    above = torch.cumsum(counts.flip(0), 0)
-    position = int(torch.searchsorted(above, wanted))
-    before = int(above[position - 1]) if position else 0
-    return len(counts) - 1 - position, wanted - before
+        if 0 < self.entries == kept_count(self.entries, self.density):
+            self.values = [0.0]
+            return True
+        return super().end_pass()
 
 
 def magnitude_threshold(x: Tensor, density: float) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import MergeContext, Scan, register
 from lit_wsl.merging.sparse import ElectingMethod, MagnitudeScan, SparseMethod
-from lit_wsl.tensors.ranking import keep_between
+from lit_wsl.tensors.ranking import RankSelector, keep_between
 from lit_wsl.tensors.sparsify import kept_count
 
 
@@ -45,7 +45,7 @@ class Breadcrumbs(SparseMethod):
 
     def scan_tensor(self, sources: int) -> Scan | None:
         """The smallest and the largest magnitude kept, per parameter."""
-        return MagnitudeScan(sources, self._ranks)
+        return MagnitudeScan([RankSelector(self._ranks) for _ in range(sources)])
 
     def sparsify(self, stack: Tensor, context: MergeContext) -> Tensor:
         """The task vectors between their two bounds."""

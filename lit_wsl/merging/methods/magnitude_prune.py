@@ -1,6 +1,5 @@
 """Magnitude pruning: keep the largest entries of each task vector."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +10,7 @@ from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import MergeContext, Scan, register
 from lit_wsl.merging.sparse import MagnitudeScan, SparseMethod
 from lit_wsl.tensors.ranking import keep_between
-from lit_wsl.tensors.sparsify import kept_count
+from lit_wsl.tensors.sparsify import MagnitudeSelector
 
 
 @register("magnitude_prune")
@@ -41,16 +40,16 @@ class MagnitudePrune(SparseMethod):
 
     def scan_model(self, sources: int) -> Scan | None:
         """Thresholds over the whole model, for ``scope: global``."""
-        return MagnitudeScan(sources, self._ranks) if self.scope == "global" else None
+        return self._scan(sources) if self.scope == "global" else None
 
     def scan_tensor(self, sources: int) -> Scan | None:
         """Thresholds per parameter, for ``scope: tensor``."""
-        return MagnitudeScan(sources, self._ranks) if self.scope == "tensor" else None
+        return self._scan(sources) if self.scope == "tensor" else None
 
     def sparsify(self, stack: Tensor, context: MergeContext) -> Tensor:
         """The task vectors above their thresholds."""
         bounds = zip(stack, context.statistics, strict=True)
         return torch.stack([keep_between(task_vector, threshold) for task_vector, (threshold,) in bounds])
 
-    def _ranks(self, entries: int) -> Sequence[int]:
-        return [kept_count(entries, self.density)]
+    def _scan(self, sources: int) -> Scan:
+        return MagnitudeScan([MagnitudeSelector(self.density) for _ in range(sources)])

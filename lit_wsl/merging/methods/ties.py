@@ -8,30 +8,9 @@ from torch import Tensor
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import MergeContext, MergeMethod, Scan, register
+from lit_wsl.merging.sparse import MagnitudeScan
 from lit_wsl.tensors.consensus import disjoint_mean, elect_sign
 from lit_wsl.tensors.sparsify import MagnitudeSelector, keep_above
-
-
-class _TrimScan(Scan):
-    """Exact magnitude threshold of each task vector."""
-
-    def __init__(self, sources: int, density: float) -> None:
-        self._selectors = [MagnitudeSelector(density) for _ in range(sources)]
-
-    def update(self, stack: Tensor) -> None:
-        """Count the magnitudes of one block, shape ``(T, n)``."""
-        for selector, task_vector in zip(self._selectors, stack, strict=True):
-            if selector.threshold is None:
-                selector.update(task_vector)
-
-    def end_pass(self) -> bool:
-        """Close a pass; true when every threshold is known."""
-        known = [s.threshold is not None or s.end_pass() for s in self._selectors]  # every selector must close
-        return all(known)
-
-    def result(self) -> list[float | None]:
-        """One threshold per task vector."""
-        return [selector.threshold for selector in self._selectors]
 
 
 @register("ties")
@@ -65,14 +44,17 @@ class Ties(MergeMethod):
 
     def scan_model(self, sources: int) -> Scan | None:
         """Thresholds over the whole model, for ``scope: global``."""
-        return _TrimScan(sources, self.k / 100.0) if self.scope == "global" else None
+        return self._scan(sources) if self.scope == "global" else None
 
     def scan_tensor(self, sources: int) -> Scan | None:
         """Thresholds per parameter, for ``scope: tensor``."""
-        return _TrimScan(sources, self.k / 100.0) if self.scope == "tensor" else None
+        return self._scan(sources) if self.scope == "tensor" else None
+
+    def _scan(self, sources: int) -> Scan:
+        return MagnitudeScan([MagnitudeSelector(self.k / 100.0) for _ in range(sources)])
 
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Disjoint mean of the trimmed task vectors, times lambda."""
         pairs = zip(stack, context.statistics, strict=True)
-        trimmed = torch.stack([keep_above(task_vector, threshold) for task_vector, threshold in pairs])
+        trimmed = torch.stack([keep_above(task_vector, threshold) for task_vector, [threshold] in pairs])
         return disjoint_mean(trimmed, elect_sign(trimmed)).mul_(self.lam)
