@@ -17,8 +17,8 @@ from lit_wsl.comparing.models import ComparedModel, MappedModel
 from lit_wsl.comparing.records import Finding
 from lit_wsl.comparing.run import FACTORS, Comparison
 from lit_wsl.errors import CheckpointError
+from lit_wsl.state.adapter_files import peft_config
 from lit_wsl.state.adapter_layers import ModelLayers, guess_layers, module_targets
-from lit_wsl.state.adapters import peft_config
 from lit_wsl.state.publish import published_directory, published_file, scratch_beside
 from lit_wsl.state.safetensors import TensorInfo
 from lit_wsl.state.writer import ShardedWriter

@@ -19,8 +19,9 @@ from lit_wsl.comparing.adapter_stacks import StackPart, parameter_wraps, stacked
 from lit_wsl.comparing.models import ComparedModel
 from lit_wsl.comparing.records import Finding
 from lit_wsl.comparing.run import FACTORS, factor_file
+from lit_wsl.state.adapter_files import peft_factors
 from lit_wsl.state.adapter_layers import ModelLayers
-from lit_wsl.state.adapters import PREFIX, peft_factors
+from lit_wsl.state.adapters import PREFIX
 from lit_wsl.state.safetensors import SafetensorsFile, TensorInfo
 from lit_wsl.tensors.difference import Entries
 from lit_wsl.tensors.lora import LoraFactors

@@ -12,7 +12,7 @@ from lit_wsl.errors import MergeError
 from lit_wsl.merging.engine import ParameterMerger
 from lit_wsl.merging.plan import MergePlan
 from lit_wsl.merging.sources import AdapterSource
-from lit_wsl.state.adapters import write_adapter
+from lit_wsl.state.adapter_files import write_adapter
 from lit_wsl.state.dtypes import float_dtype, is_mergeable
 from lit_wsl.state.formats import carry_files
 from lit_wsl.state.locate import model_path

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import MergeMethod, all_methods, build_method
-from lit_wsl.state.adapters import write_adapter
+from lit_wsl.state.adapter_files import write_adapter
 from lit_wsl.tensors.lora import LoraFactors, fold
 from tests.merging.build import save_state
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.state.adapters import Adapter, AdapterConfig, read_adapter_config, write_adapter
+from lit_wsl.state.adapter_files import write_adapter
+from lit_wsl.state.adapters import Adapter, AdapterConfig, read_adapter_config
 from lit_wsl.tensors.lora import LoraFactors, fold
 
 
