@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lit_wsl.cli.console import table_console
 from lit_wsl.models.describe import describe_checkpoint
+from lit_wsl.state.sizes import told_size
 
 if TYPE_CHECKING:
     from lit_wsl.models.export import ExportReport
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def export_summary(report: "ExportReport") -> int:
     """Print what an export did."""
     checked = "verified" if report.verified else "not verified"
-    size = f"{report.tensors} tensors, {_size(report.nbytes)}"
+    size = f"{report.tensors} tensors, {told_size(report.nbytes)}"
     sys.stdout.write(f"{report.output}: {report.format}, {size}, {len(report.files)} files, {checked}\n")
     return 0
 
@@ -28,7 +29,7 @@ def show_checkpoint(source: str, *, as_json: bool) -> int:
     if as_json:
         sys.stdout.write(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
         return 0
-    table = Table(show_header=False, title=f"{found['path']}: {found['kind']}, {_size(found['bytes'])}")
+    table = Table(show_header=False, title=f"{found['path']}: {found['kind']}, {told_size(found['bytes'])}")
     for name, text in _rows(found):
         table.add_row(name, text)
     table_console(markup=False).print(table)
@@ -49,7 +50,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if versions:
         yield "versions", versions
     for dtype, total in found["weights"].items():
-        yield dtype, f"{total['parameters']:,} parameters in {total['tensors']} tensors, {_size(total['bytes'])}"
+        yield dtype, f"{total['parameters']:,} parameters in {total['tensors']} tensors, {told_size(total['bytes'])}"
     for backbone in found["backbones"]:
         what = f"{backbone['class']} ({backbone['model_type']}), {backbone['layers']} layers"
         yield f"backbone {backbone['name']}".rstrip(), what
@@ -79,11 +80,4 @@ def _adapters(adapters: Mapping[str, Any]) -> str:
 
 
 def _kept(what: str, nbytes: int | None) -> str:
-    return f"{what}, {'in the shards' if nbytes is None else _size(nbytes)}"
-
-
-def _size(nbytes: int) -> str:
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.1f} {unit}"
-    return f"{nbytes} bytes"
+    return f"{what}, {'in the shards' if nbytes is None else told_size(nbytes)}"

@@ -1,6 +1,5 @@
 """A model directory that transformers loads: mapped weights, the target's configuration, the source's tokenizer."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -12,6 +11,7 @@ import torch
 from lit_wsl.cli.named_model import NamedModel
 from lit_wsl.cli.stored_names import StoredNames
 from lit_wsl.errors import CheckpointError
+from lit_wsl.state.fingerprint import fingerprint
 from lit_wsl.state.formats import carry_files
 from lit_wsl.state.publish import published_directory
 from lit_wsl.state.reader import MemoryReader, StateReader
@@ -52,7 +52,8 @@ def write_model(
     source, target = sides
     infos = recipes.planned(reader)
     _check_loads(infos, target)
-    with published_directory(output, overwrite=overwrite, fingerprint=_fingerprint(recipes, reader, limit)) as scratch:
+    work = fingerprint([recipes.to_json(), limit], reader.files())
+    with published_directory(output, overwrite=overwrite, fingerprint=work) as scratch:
         with ShardedWriter(scratch, infos, shard_bytes=limit) as writer:
             recipes.write_into(writer, reader, progress)
         _carry(source, target, scratch, {info.dtype for info in infos.values()})
@@ -68,12 +69,6 @@ def _check_loads(made: Mapping[str, TensorInfo], target: NamedModel) -> None:
             f"{target.text}: transformers would not load {len(faults)} of {len(made)} tensors, first {faults[0]!r}; "
             f"map to {target.config} itself, or write a .safetensors file."
         )
-
-
-def _fingerprint(recipes: WeightMap, reader: StateReader, limit: int) -> str:
-    """Tells this work from other work on the same directory."""
-    states = [(str(file.resolve()), file.stat().st_mtime_ns, file.stat().st_size) for file in reader.files()]
-    return hashlib.sha256(json.dumps([recipes.to_json(), states, limit]).encode()).hexdigest()
 
 
 def _carry(source: NamedModel, target: NamedModel, output: Path, dtypes: set[torch.dtype]) -> None:

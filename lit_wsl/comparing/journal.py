@@ -1,6 +1,5 @@
 """What is done of a comparison, line by line, so that a killed one goes on where it stood."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from lit_wsl.comparing.records import Finding
 from lit_wsl.errors import CheckpointError
+from lit_wsl.state.fingerprint import fingerprint
 from lit_wsl.state.publish import published_file
 
 NAME = "journal.jsonl"
@@ -83,5 +83,4 @@ def read_journal(directory: Path) -> tuple[dict[str, Any], list[Finding]]:
 
 def identity(files: Iterable[Path]) -> str:
     """Fingerprint of files by path, size and time of change."""
-    told = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(set(files))]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return fingerprint("", files)[:16]

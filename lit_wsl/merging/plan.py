@@ -1,7 +1,5 @@
 """Decide what will happen to every parameter, from headers alone, before anything is computed."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from lit_wsl.merging.method import MergeMethod, build_method
 from lit_wsl.merging.sources import AdapterSource, ModelSource, TaskVectorSource
 from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.state.dtypes import is_mergeable
+from lit_wsl.state.fingerprint import fingerprint
 from lit_wsl.state.locate import model_path
 from lit_wsl.state.names import NameResolver
 from lit_wsl.state.reader import StateReader, TensorInfo, open_state
@@ -54,9 +53,8 @@ class MergePlan:
 
     def fingerprint(self) -> str:
         """Identifies the merge and its inputs by settings, and by path, size and time of every file."""
-        stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in self.files()]
         spec = {k: v for k, v in self.spec.to_dict().items() if k not in ("output", "overwrite", "threads")}
-        return hashlib.sha256(json.dumps([lit_wsl.__version__, spec, stats], sort_keys=True).encode()).hexdigest()
+        return fingerprint([lit_wsl.__version__, spec], self.files())
 
 
 def make_plan(spec: MergeSpec) -> MergePlan:

@@ -8,6 +8,7 @@ from lit_wsl.merging.method import MatrixMethod
 from lit_wsl.merging.plan import MergePlan, make_plan
 from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.state.dtypes import float_dtype, is_mergeable
+from lit_wsl.state.sizes import told_size
 from lit_wsl.tensors.workers import free_cores
 
 _BUFFERS = 3
@@ -48,9 +49,12 @@ class MergePreview:
             ("copied from the base", f"{self.copied} parameters"),
             *((f"left out: {name}", why) for name, why in list(self.skipped.items())[:8]),
             *([("left out", f"{len(self.skipped) - 8} more")] if len(self.skipped) > 8 else []),
-            ("read", _size(self.read)),
-            ("written", f"{self.output_format}, {_size(self.written) if self.written is not None else 'ranks open'}"),
-            ("memory, about", _size(self.memory)),
+            ("read", told_size(self.read)),
+            (
+                "written",
+                f"{self.output_format}, {told_size(self.written) if self.written is not None else 'ranks open'}",
+            ),
+            ("memory, about", told_size(self.memory)),
         ]
 
 
@@ -100,7 +104,3 @@ def _memory(plan: MergePlan) -> int:
         else:
             needs.append(min(info.numel, BLOCK_ENTRIES) * (sources + _BUFFERS) * 4)
     return sum(sorted(needs, reverse=True)[: plan.spec.threads or free_cores()])
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -18,3 +18,11 @@ def read_size(text: str) -> int:
     if size < 1:
         raise ConfigError(f"Size {text!r} is not understood; write for instance 5GB or 500MB.")
     return int(size)
+
+
+def told_size(nbytes: int) -> str:
+    """``1.5 GB``, ``20.0 MB``, ``7 bytes``."""
+    for unit, factor in sorted(_UNITS.items(), key=lambda pair: -pair[1]):
+        if unit and nbytes >= factor:
+            return f"{nbytes / factor:.1f} {unit}"
+    return f"{nbytes} bytes"

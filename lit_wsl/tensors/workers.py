@@ -1,7 +1,7 @@
 """Workers that take one task each, while torch keeps to one core per operation.
 
 Tasks that call torch for every block of a few hundred kilobytes spend much of their time in Python, where threads wait
-for each other; processes do not. Forked processes start in milliseconds, share all that was opened before, and need
+for each other; processes do not. Forked processes start at once, share all that was opened before, and need
 nothing to be pickled but results.
 """
 
