@@ -1,6 +1,5 @@
 """Export a checkpoint: to the transformers layout, to a PEFT adapter, or to plain safetensors."""
 
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from lit_wsl.models.export_adapter import plan_adapter
 from lit_wsl.models.export_hf import plan_hf, plan_safetensors
 from lit_wsl.models.export_plan import Dtype, Format, Plan, Planned, Request
 from lit_wsl.state.adapters import HEAD_FILE
+from lit_wsl.state.fingerprint import fingerprint
 from lit_wsl.state.formats import carry_files
 from lit_wsl.state.publish import check_target, published_directory
 from lit_wsl.state.reader import StateReader, open_state
@@ -117,13 +117,7 @@ def _check_apart(target: Path, files: list[Path]) -> None:
 
 def _fingerprint(source: Checkpoint, request: Request) -> str:
     """Identifies the work, so that an interrupted export goes on only with the same source."""
-    stats = [(str(file.resolve()), *_state_of(file)) for file in source.weights.files()]
-    return hashlib.sha256(repr((request, stats)).encode()).hexdigest()
-
-
-def _state_of(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
+    return fingerprint(repr(request), source.weights.files())
 
 
 def _write(directory: Path, plan: Plan, shard_bytes: int, progress: Progress | None) -> None:

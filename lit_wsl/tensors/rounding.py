@@ -28,8 +28,7 @@ def rounding_floor(base: Entries, tuned: Entries) -> float:
     """Relative difference in Frobenius norm that rounding to the coarser of both precisions may give.
 
     A quarter of a unit in the last digit of 1. Mantissas spread as in trained weights give some 15 % less; ones that
-    all lie just above 1 give more. A wider dtype that
-    holds rounded values counts as what they were rounded to.
+    all lie just above 1 give more. A wider dtype that holds rounded values counts as what they were rounded to.
     """
     return max((_floor(dtype) for side in (base, tuned) if (dtype := precision(side)) in _DIGITS), default=0.0)
 
