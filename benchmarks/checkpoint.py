@@ -24,6 +24,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import lit_wsl
 from benchmarks.inputs import SIZES
 from benchmarks.measure import machine
+from benchmarks.provenance import provenance
 from lit_wsl.models.lora import LoraSpec, inject_lora
 from lit_wsl.models.universal.fold import MergedDtype
 from lit_wsl.models.universal.sidecar import Kind
@@ -64,7 +65,8 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "size": options.size}
+    results: dict[str, Any] = provenance("checkpoint")
+    results |= {"machine": machine(), "torch": torch.__version__, "size": options.size}
     results |= {"runs": options.runs, "threads": options.threads, "rows": run(options.size, options.work, options.runs)}
     print_table(results)
     if options.json:

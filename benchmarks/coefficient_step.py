@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import machine
+from benchmarks.provenance import provenance
 from lit_wsl.learning.live.deltas import ParameterDeltas
 from lit_wsl.learning.live.engines import ENGINES
 from lit_wsl.tensors.lora import LoraFactors
@@ -164,9 +165,13 @@ def main(arguments: list[str] | None = None) -> int:
     case = Case(options.blocks, options.width, options.sources, options.rank, options.tokens)
     rows = measured(case, options.runs)
     if options.json:
-        options.json.write_text(
-            json.dumps({"machine": machine(), "options": vars(options) | {"json": None}, "rows": rows})
-        )
+        results = {
+            **provenance("coefficient_step", arguments),
+            "machine": machine(),
+            "runs": options.runs,
+            "rows": rows,
+        }
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     columns = ["way", "ms", "of plain training", "kept MB", "gradient"]
     for line in (columns, ["---"] * len(columns), *([str(row.get(name, "–")) for name in columns] for row in rows)):
         print(f"| {' | '.join(line)} |")

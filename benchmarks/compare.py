@@ -27,6 +27,7 @@ from benchmarks.comparing.variants import RANK, Variants, linear_layers, make_va
 from benchmarks.inputs import SIZES
 from benchmarks.measure import machine, read_cached
 from benchmarks.peers import MERGEKIT, peer_environment
+from benchmarks.provenance import provenance
 from lit_wsl.state.reader import open_state
 from lit_wsl.tensors.workers import free_cores
 
@@ -150,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     bench = Bench(options)
-    results: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "size": options.size}
+    results: dict[str, Any] = provenance("compare", arguments)
+    results |= {"machine": machine(), "torch": torch.__version__, "size": options.size}
     results |= {"model_bytes": sum(path.stat().st_size for path in weight_files([bench.models.base]))}
     results |= {"runs": options.runs, "threads": options.threads, "imports": bench.imports()}
     results |= {part: getattr(bench, part)() for part in options.parts}

@@ -21,6 +21,7 @@ from benchmarks.mapping.files import applying, header_opening
 from benchmarks.mapping.speed import buffer_modes, scaling
 from benchmarks.mapping.tables import print_tables
 from benchmarks.measure import machine
+from benchmarks.provenance import provenance
 from lit_wsl.mapper import WeightMapper
 from tests.mapper.pairs.held_out import HELD_OUT
 from tests.mapper.pairs.pair import Pair
@@ -45,7 +46,8 @@ def main() -> None:
 def measure_all(options: argparse.Namespace) -> dict[str, Any]:
     """Every figure."""
     chosen = {group: [pair for pair in pairs if options.pairs in pair.name] for group, pairs in GROUPS.items()}
-    results: dict[str, Any] = {"machine": machine(), "torch": torch.__version__, "runs": options.runs}
+    results: dict[str, Any] = provenance("mapper")
+    results |= {"machine": machine(), "torch": torch.__version__, "runs": options.runs}
     results["first_call"] = _first_call((chosen["developed on"] or PAIRS)[0])
     results["pairs"] = {group: _measured(pairs, options.runs) for group, pairs in chosen.items()}
     results["summary"] = {group: _summary(rows) for group, rows in results["pairs"].items() if rows}

@@ -23,6 +23,7 @@ from benchmarks.comparison import comparison_parser, measure_rows
 from benchmarks.inputs import SIZES, make_models
 from benchmarks.measure import Figures, in_turn, machine, measure, page_cache_floor, read_cached
 from benchmarks.peers import peer_environment
+from benchmarks.provenance import provenance
 
 PEFT = ["peft==0.21.2", "transformers==5.12.1"]
 PEFT_IMPORTS = "from transformers import AutoModelForCausalLM; from peft import PeftModel"
@@ -155,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     bench = Bench(options)
     results: dict[str, Any] = {
+        **provenance("merge_adapters", arguments),
         "machine": {**machine(), "torch": torch.__version__},
         "size": options.size,
         "adapter_bytes": (bench.adapters[False][0] / "adapter_model.safetensors").stat().st_size,

@@ -21,6 +21,7 @@ from benchmarks.comparison import comparison_parser, measure_rows
 from benchmarks.inputs import SIZES, Models, make_models
 from benchmarks.measure import Figures, in_turn, machine, measure, page_cache_floor, read_cached
 from benchmarks.peers import MERGEKIT, MERGEKIT_IMPORTS, MERGEKIT_YAML, peer_environment
+from benchmarks.provenance import provenance
 from benchmarks.table import print_table
 
 OUR_IMPORTS = "import lit_wsl.merging.run"
@@ -200,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     bench = Bench(options)
     results: dict[str, Any] = {
+        **provenance("merge_models", arguments),
         "machine": {**machine(), "torch": torch.__version__},
         "size": options.size,
         "model_bytes": bench.models.nbytes,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks.large_models import SAMPLE, SCALES, nbytes, write_model
 from benchmarks.measure import Figures, in_turn, machine, measure, page_cache_floor
+from benchmarks.provenance import provenance
 from lit_wsl.state.reader import open_state
 
 OUR_IMPORTS = "import lit_wsl.merging.run"
@@ -170,7 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     bench = Bench(options)
-    results: dict[str, Any] = {"machine": {**machine(), "torch": torch.__version__}, "size": options.size}
+    results: dict[str, Any] = provenance("merge_scale", arguments)
+    results |= {"machine": {**machine(), "torch": torch.__version__}, "size": options.size}
     results |= {"weights": bench.weights, "runs": options.runs, "threads": options.threads}
     results |= {"imports": asdict(bench.imports()), "rows": []}
     for row in bench.rows(options.methods):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import machine
+from benchmarks.provenance import provenance
 from benchmarks.text.families import FAMILIES, Family
 from benchmarks.text.measuring import SeedBench, Sizes
 from benchmarks.text.scoring import Reference, figures
@@ -122,6 +123,7 @@ def _run(options: argparse.Namespace) -> None:
     sizes = QUICK if options.quick else Sizes()
     bench = TextBench([SeedBench(training, list(tasks), seed, sizes, options.threads) for seed in seeds])
     results: dict[str, Any] = {
+        **provenance("text_tasks"),
         "machine": {**machine(), "torch": torch.__version__},
         "base": options.base,
         "limit_train": limit,

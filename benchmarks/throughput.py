@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import machine
+from benchmarks.provenance import provenance
 from lit_wsl.callbacks import ThroughputLogger, throughput
 from lit_wsl.callbacks.stopwatch import Stopwatch
 
@@ -124,6 +125,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     where, rows = machine(), run(options)
+    results = {**provenance("throughput"), "machine": where, "runs": options.runs, "rows": rows}
     print(
         f"{where['cpu']}, {where['cores']} cores, load {where['load']:.1f}; torch {torch.__version__}; "
         f"{options.steps} steps, every_n_steps {options.every}, median of {options.runs}.\n"
@@ -135,7 +137,7 @@ def main() -> None:
             f"{one['share']:.2%} |"
         )
     if options.json:
-        options.json.write_text(json.dumps({"machine": where, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

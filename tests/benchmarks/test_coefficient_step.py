@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks.coefficient_step import Case, engine_step, kept_bytes, main
+from benchmarks.history import entries
 from lit_wsl.learning.live.engines import ENGINES
 
 SMALL = ["--blocks", "1", "--width", "8", "--sources", "3", "--rank", "2", "--tokens", "4", "--runs", "1"]
@@ -13,7 +14,9 @@ SMALL = ["--blocks", "1", "--width", "8", "--sources", "3", "--rank", "2", "--to
 
 def test_every_way_has_figures(tmp_path, capsys):
     assert main([*SMALL, "--json", str(tmp_path / "figures.json")]) == 0
-    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    results = json.loads((tmp_path / "figures.json").read_text())
+    rows = results["rows"]
+    assert [one["floor"] for one in entries(results)] == [rows[0]["ms"] / 1e3]
     assert [row["way"] for row in rows] == ["plain training", "plain, weights frozen", *ENGINES]
     assert all(float(row["gradient"]) < 1e-4 for row in rows[2:])
     assert capsys.readouterr().out.count("\n|") == len(rows) + 1

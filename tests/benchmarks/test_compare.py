@@ -14,6 +14,7 @@ from benchmarks.comparing import naive
 from benchmarks.comparing.exact import worst_error
 from benchmarks.comparing.processes import in_turn
 from benchmarks.comparing.variants import make_variants
+from benchmarks.history import entries
 from lit_wsl.state.reader import open_state
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,11 @@ def called(tmp_path_factory):
 def test_every_part_has_figures(called):
     results, printed, _ = called
     rows = results["figures"]
+    assert [one["subject"] for one in entries(results)] == [
+        "compare tiny models: figures of every tensor",
+        "extract rank 16 from tiny: merged LoRA",
+        "extract rank 16 from tiny: dense",
+    ]
     assert set(rows) == {"floor", "figures", "comparison", "naive"}
     assert rows["figures"]["worst_error"] < 1e-5
     assert all(math.isfinite(one["seconds"]) and one["seconds"] > 0 for one in rows.values())

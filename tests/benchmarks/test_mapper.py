@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.history import entries
 from benchmarks.mapping.accuracy import calibration, random_words
 from benchmarks.mapping.naive import naive
 
@@ -24,6 +25,7 @@ def test_every_part_has_figures(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "figures.json").read_text())
     [row] = results["pairs"]["developed on"]
+    assert len(entries(results)) == 1 + 4
     assert row["modules"]["exact"] + row["modules"]["wrong"] + row["modules"]["missing"] == row["modules"]["wanted"]
     assert 0 < row["naive"]["right"] < row["naive"]["wanted"]
     assert [one["tensors"] for one in results["scaling"].values()] == [9 * depth + 3 for depth in (12, 24, 48)]

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.adapters import oracles
+from benchmarks.history import entries
 
 ROOT = Path(__file__).parents[2]
 MERGES = ["cat", "svd of 4 layers", "ties", "dare_linear of 4 layers"]
@@ -29,6 +30,7 @@ def called(tmp_path_factory):
 
 def test_every_merge_has_figures_and_agrees(called):
     results, printed, _ = called
+    assert [one["subject"].rpartition(": ")[2] for one in entries(results)] == MERGES
     assert [row["merge"] for row in results["rows"]] == MERGES
     for row in results["rows"]:
         assert all(value > 0 for value in row["ours"].values())

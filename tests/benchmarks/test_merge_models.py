@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.history import entries
+
 ROOT = Path(__file__).parents[2]
 FORMULAS = ["linear", "linear of 4", "task arithmetic", "ties", "dare linear", "slerp", "model stock"]
 MERGES = [*FORMULAS, "dare ties", "breadcrumbs", "sce", "della"]
@@ -29,6 +31,7 @@ def called(tmp_path_factory):
 
 def test_every_merge_has_figures(called):
     results, _, _ = called
+    assert [one["subject"].rpartition(": ")[2] for one in entries(results)] == MERGES
     assert [row["merge"] for row in results["rows"]] == MERGES
     for one in [results["imports"]["ours"], *(row["ours"] for row in results["rows"])]:
         assert set(one) == {"wall", "cpu", "peak_rss", "peak_anonymous"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import merge_scale
+from benchmarks.history import entries
 from benchmarks.large_models import SAMPLE, llama, nbytes, write_model
 from lit_wsl.state.reader import open_state
 
@@ -17,7 +18,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read 
 def test_every_merge_of_both_sizes_has_figures(tmp_path, capsys):
     options = ["--size", "tiny", "--weights", "sparse", "--methods", "linear", "task arithmetic"]
     assert merge_scale.main([*options, "--work", str(tmp_path), "--json", str(tmp_path / "figures.json")]) == 0
-    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    results = json.loads((tmp_path / "figures.json").read_text())
+    rows = results["rows"]
+    assert [one["wall"] for one in entries(results)] == [row["ours"]["wall"] for row in rows]
     assert [row["merge"] for row in rows] == ["linear", "task arithmetic"] * 2
     assert all(math.isfinite(value) and value > 0 for row in rows for value in row["ours"].values())
     assert rows[0]["gigabytes"] < rows[2]["gigabytes"]
