@@ -3,15 +3,15 @@
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from config_tables import FIELDS_MARK, class_table, command_sections, trainer_sections
 from docstring_parser import parse_from_object
 
 from lit_wsl.learning.params import PARAMS
-from lit_wsl.merging.config import MergeConfig
 from lit_wsl.merging.mergekit import import_table
 from lit_wsl.merging.method import all_methods
 from lit_wsl.merging.migration import FORMER_FORMS
@@ -21,6 +21,8 @@ from lit_wsl.merging.transform import all_transforms
 METHODS_MARK = "<!-- methods -->"
 TRANSFORMS_MARK = "<!-- transforms -->"
 CONFIG_MARK = "<!-- merge configuration -->"
+TRAINER_MARK = "<!-- classes of trainings -->"
+COMMANDS_MARK = "<!-- commands -->"
 FORMER_MARK = "<!-- former forms -->"
 MERGEKIT_MARK = "<!-- mergekit -->"
 OPTIMIZER_MARK = "<!-- optimizer parameters -->"
@@ -42,18 +44,6 @@ def registry_rows(registry: Mapping[str, type[Any]], kind: str) -> str:
         table.append(f"| {title} | {params} | {doc.splitlines()[0]} |")
         sections.append(f"## {title}\n\n```text\n{doc}\n```\n")
     return "\n".join(table) + "\n\n" + "\n".join(sections)
-
-
-def field_rows(cls: type[Any]) -> str:
-    """Markdown table of the fields of a dataclass: those of its bases first."""
-    docs = {p.arg_name: p.description or "" for base in cls.__mro__[-2::-1] for p in parse_from_object(base).params}
-    table = ["| field | default | what it is |", "|---|---|---|"]
-    for one in fields(cls):
-        default = one.default_factory() if one.default is MISSING else one.default
-        shown = "" if default in (None, [], {}) else f"`{yaml.safe_dump(default).splitlines()[0]}`"
-        text = " ".join(docs[one.name].split()).replace("|", "\\|")
-        table.append(f"| `{one.name}` | {shown} | {text} |")
-    return "\n".join(table)
 
 
 def optimizer_rows() -> str:
@@ -94,8 +84,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         return markdown.replace(METHODS_MARK, rows)
     if TRANSFORMS_MARK in markdown:
         return markdown.replace(TRANSFORMS_MARK, registry_rows(all_transforms(), "transform"))
+    markdown = FIELDS_MARK.sub(lambda mark: class_table(mark[1]), markdown)
+    if TRAINER_MARK in markdown:
+        return markdown.replace(TRAINER_MARK, trainer_sections()).replace(COMMANDS_MARK, command_sections())
     if CONFIG_MARK in markdown:
-        return markdown.replace(CONFIG_MARK, field_rows(MergeConfig)).replace(FORMER_MARK, former_rows())
+        fields_of_merge = class_table("lit_wsl.merging.config.MergeConfig")
+        return markdown.replace(CONFIG_MARK, fields_of_merge).replace(FORMER_MARK, former_rows())
     if OPTIMIZER_MARK in markdown:
         return markdown.replace(OPTIMIZER_MARK, optimizer_rows())
     if MERGEKIT_MARK in markdown:

@@ -82,7 +82,9 @@ class Sampling:
     """
 
     default: str = "none"
+    """``none``, ``uniform``, ``inverse``, ``sqrt_inverse`` or ``balanced``; in a file also ``{enabled, strategy}``."""
     per_task: Mapping[str, str] = field(default_factory=dict)
+    """The same by the name of a task."""
 
     @classmethod
     def read(cls, given: Mapping[str, Any] | None, tasks: Sequence[str]) -> "Sampling":

@@ -18,6 +18,7 @@ class EarlyStop:
     """
 
     enabled: bool = True
+    """Whether it stops at all."""
     min_evals: int = 10
     """Measured points before it may stop."""
     patience: int = 5

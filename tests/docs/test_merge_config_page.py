@@ -21,11 +21,11 @@ def test_every_field_has_a_row_with_its_default_and_text():
     rows = {line.split("`")[1]: line for line in page().splitlines() if line.startswith("| `")}
     for one in fields(MergeConfig):
         cells = re.split(r"(?<!\\\\)\|", rows[one.name])
-        assert len(cells) == 5, rows[one.name]
-        assert len(cells[3]) > 20, one.name
-    assert "| `constraint_nonnegative` | `true` |" in page()
-    assert "| `merge_mode` | `common` |" in page()
-    assert "| `adapters` |  |" in page()
+        assert len(cells) == 6, rows[one.name]
+        assert len(cells[4]) > 20, one.name
+    assert "| `constraint_nonnegative` | bool | `true` |" in page()
+    assert "| `merge_mode` | `common`, `strict`, `union` | `common` |" in page()
+    assert "| `adapters` | list of text |  |" in page()
 
 
 def test_every_former_form_has_a_row():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 from lit_wsl.cli.commands import COMMANDS
@@ -12,6 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def hooks():
+    """The hooks of the build, which import what lies beside them, as mkdocs lets them."""
+    if str(ROOT / "docs") not in sys.path:
+        sys.path.append(str(ROOT / "docs"))
     spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

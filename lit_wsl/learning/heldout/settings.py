@@ -33,6 +33,7 @@ class HeldOutSettings:
     """
 
     enabled: bool = True
+    """Whether it is measured at all."""
     every_updates: int = 100
     """Measure after so many updates, and after the last."""
     split: Split = "validation"
