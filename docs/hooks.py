@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from api_table import api_sections
 from config_tables import FIELDS_MARK, class_table, command_sections, trainer_sections
 from docstring_parser import parse_from_object
 
+import lit_wsl
 from lit_wsl.learning.params import PARAMS
 from lit_wsl.merging.mergekit import import_table
 from lit_wsl.merging.method import all_methods
@@ -20,6 +22,7 @@ from lit_wsl.merging.transform import all_transforms
 
 METHODS_MARK = "<!-- methods -->"
 TRANSFORMS_MARK = "<!-- transforms -->"
+STABLE_MARK, PROVISIONAL_MARK = "<!-- stable names -->", "<!-- provisional names -->"
 CONFIG_MARK = "<!-- merge configuration -->"
 TRAINER_MARK = "<!-- classes of trainings -->"
 COMMANDS_MARK = "<!-- commands -->"
@@ -85,6 +88,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if TRANSFORMS_MARK in markdown:
         return markdown.replace(TRANSFORMS_MARK, registry_rows(all_transforms(), "transform"))
     markdown = FIELDS_MARK.sub(lambda mark: class_table(mark[1]), markdown)
+    if STABLE_MARK in markdown:
+        markdown = markdown.replace(STABLE_MARK, api_sections(lit_wsl._STABLE))
+        return markdown.replace(PROVISIONAL_MARK, api_sections(lit_wsl._PROVISIONAL))
     if TRAINER_MARK in markdown:
         return markdown.replace(TRAINER_MARK, trainer_sections()).replace(COMMANDS_MARK, command_sections())
     if CONFIG_MARK in markdown:

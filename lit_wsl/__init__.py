@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from lit_wsl.models.universal.api import load_universal as load_universal
     from lit_wsl.state import open_state as open_state
     from lit_wsl.state.remap import WeightMap as WeightMap
+    from lit_wsl.training.quiet import quiet as quiet
     from lit_wsl.training.universal import UniversalCheckpoint as UniversalCheckpoint
 
 __version__ = "0.1.0"
 
-_HOME = {
+_STABLE = {
     "BackboneInit": "lit_wsl.callbacks.backbone_init",
     "CompareSettings": "lit_wsl.comparing.settings",
     "Comparison": "lit_wsl.comparing.run",
@@ -42,45 +43,27 @@ _HOME = {
     "UniversalCheckpoint": "lit_wsl.training.universal",
     "UniversalCheckpointCallback": "lit_wsl.callbacks.universal_checkpoint",
     "WeightMap": "lit_wsl.state.remap",
-    "WeightMapInit": "lit_wsl.callbacks.weight_map_init",
-    "WeightMapper": "lit_wsl.mapper.mapper",
     "compare": "lit_wsl.comparing.api",
     "export_checkpoint": "lit_wsl.models.export",
     "extract_lora": "lit_wsl.comparing.api",
     "get_merged_state_dict": "lit_wsl.models.universal.api",
-    "learn_merge": "lit_wsl.learning.run",
-    "load_universal": "lit_wsl.models.universal.api",
     "load_merge_config": "lit_wsl.merging",
+    "load_universal": "lit_wsl.models.universal.api",
     "merge": "lit_wsl.merging",
     "merge_state_dict": "lit_wsl.merging",
     "open_state": "lit_wsl.state",
 }
+"""Names that keep their meaning until they were deprecated for a release, and the rooms that they come from."""
+_PROVISIONAL = {
+    "WeightMapInit": "lit_wsl.callbacks.weight_map_init",
+    "WeightMapper": "lit_wsl.mapper.mapper",
+    "learn_merge": "lit_wsl.learning.run",
+    "quiet": "lit_wsl.training.quiet",
+}
+"""Names that any release may change, with a line in the changelog."""
+_HOME = _STABLE | _PROVISIONAL
 
-__all__ = [
-    "BackboneInit",
-    "CompareSettings",
-    "Comparison",
-    "LoraSpec",
-    "MergeConfig",
-    "MergeReport",
-    "MergeSpec",
-    "ThroughputLogger",
-    "UniversalCheckpoint",
-    "UniversalCheckpointCallback",
-    "WeightMap",
-    "WeightMapInit",
-    "WeightMapper",
-    "compare",
-    "export_checkpoint",
-    "extract_lora",
-    "get_merged_state_dict",
-    "learn_merge",
-    "load_merge_config",
-    "load_universal",
-    "merge",
-    "merge_state_dict",
-    "open_state",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

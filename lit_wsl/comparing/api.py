@@ -78,6 +78,12 @@ def extract_lora(
         output_dir: Directory to write; ``adapter/`` in it is a PEFT adapter.
         rank: A number, ``auto`` (the rank found in each matrix) or ``energy:0.99``.
         **options: Further options of :func:`compare`.
+
+    Returns:
+        What was found; ``extraction`` in it says what was written.
+
+    Raises:
+        LitWslError: As :func:`compare`.
     """
     return compare(base, finetuned, output_dir, rank=str(rank), extraction="always", **options)
 

@@ -36,11 +36,17 @@ class Comparison:
     """What is known of two models; findings are in the order of the base."""
 
     base: str
+    """Where the model before lies."""
     finetuned: str
+    """Where the model after lies."""
     settings: CompareSettings
+    """Bars and choices of the comparison."""
     architecture: Architecture
+    """Names, shapes and dtypes of both models, and what only one of them has."""
     findings: list[Finding] = field(default_factory=list)
+    """What was found of every tensor that both have."""
     seconds: float = 0.0
+    """What it took."""
     extraction: "ExtractionReport | None" = None
     """What was written of the factors."""
     is_complete: bool = False

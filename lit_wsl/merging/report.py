@@ -19,9 +19,13 @@ class MergeReport:
     """What a merge did."""
 
     output: Path
+    """Directory that was written."""
     method: str
+    """Registered name of the method."""
     params: dict[str, Any]
+    """Its parameters, defaults filled in."""
     output_format: str
+    """``adapter``, ``delta`` or ``model``."""
     merged: list[str]
     """Parameters that were merged."""
     copied: list[str]

@@ -125,6 +125,12 @@ def merge_state_dict(spec: MergeSpec | None = None, **fields: Any) -> dict[str, 
     Args:
         spec: The merge, with a base; or give the fields of a :class:`MergeSpec` by keyword.
         **fields: Fields of the spec, or changes to it.
+
+    Returns:
+        Tensors by the names in the base.
+
+    Raises:
+        LitWslError: If the spec is wrong, or the sources do not fit the base.
     """
     fields, held = set_aside(fields)
     plan = make_plan(_spec(spec, {**fields, "output_format": "model"}), held)

@@ -74,6 +74,7 @@ class WeightMap:
     """
 
     entries: tuple[Entry, ...]
+    """What makes which tensors; no two make the same."""
 
     def __post_init__(self) -> None:
         """Refuse a target that two entries make."""

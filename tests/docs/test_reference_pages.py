@@ -7,7 +7,9 @@ from types import UnionType
 from typing import Union, get_args, get_origin, get_type_hints
 
 import pytest
+from docstring_parser import parse_from_object
 
+import lit_wsl
 from lit_wsl.cli.commands import COMMANDS
 from lit_wsl.learning.params import PARAMS
 from lit_wsl.merging.config import MergeConfig
@@ -110,6 +112,42 @@ def test_no_option_is_without_a_word(tables):
 )
 def test_types_are_told_in_the_words_of_yaml(tables, hint, told):
     assert tables.told_type(hint) == told
+
+
+@pytest.fixture(scope="module")
+def names():
+    return hooks().on_page_markdown((DOCS / "api.md").read_text())
+
+
+def test_every_public_name_has_a_level_a_signature_and_a_law(names):
+    stable, provisional = names.split("## Stable")[1].split("## Provisional")
+    for level, homes in ((stable, lit_wsl._STABLE), (provisional, lit_wsl._PROVISIONAL)):
+        assert re.findall(r"^### (\w+)$", level, re.MULTILINE) == sorted(homes, key=str.lower)
+        for name in homes:
+            section = level.split(f"### {name}\n")[1].split("\n### ")[0]
+            assert f"```python\n{name}(" in section
+            assert re.search(r"^[A-Z].*\.$", section, re.MULTILINE), name
+
+
+def test_levels_do_not_overlap_and_are_all_there_is():
+    assert not lit_wsl._STABLE.keys() & lit_wsl._PROVISIONAL.keys()
+    assert lit_wsl.__all__ == sorted({*lit_wsl._STABLE, *lit_wsl._PROVISIONAL})
+
+
+def test_type_checkers_see_every_public_name():
+    text = (DOCS.parent / "lit_wsl/__init__.py").read_text()
+    seen = {name: home for home, name in re.findall(r"    from (lit_wsl[\w.]+) import \w+ as (\w+)\n", text)}
+    assert seen == lit_wsl._HOME
+
+
+@pytest.mark.parametrize("name", lit_wsl.__all__)
+def test_every_public_name_documents_its_arguments_and_errors(name):
+    found = getattr(lit_wsl, name)
+    docs = [parse_from_object(one) for one in (found.__mro__[:-1] if inspect.isclass(found) else [found])]
+    told = {one.arg_name.lstrip("*") for doc in docs for one in doc.params}
+    lightnings = {"args", "kwargs"} if name == "UniversalCheckpoint" else set()
+    assert set(inspect.signature(found).parameters) - told <= lightnings
+    assert inspect.isclass(found) or docs[0].raises or name == "quiet"
 
 
 def test_links_go_to_headings_of_the_page(page):
