@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_wsl.errors import CheckpointError, did_you_mean
 from lit_wsl.state.beginnings import fault_of, known_fault
-from lit_wsl.state.formats import unwrap
+from lit_wsl.state.formats import strip_wrappers, unwrap
 from lit_wsl.state.safetensors import SafetensorsFile
 from lit_wsl.state.safetensors import TensorInfo as TensorInfo
 
@@ -225,6 +225,7 @@ def _open_index(index: Path) -> StateReader:
         merged: dict[str, Tensor] = {}
         for path in paths:
             merged.update(_load_torch(path))
+        weight_map = {strip_wrappers(name): file for name, file in weight_map.items()}  # as in the tensors' own names
         return _checked_against(index, weight_map, MemoryReader(merged, str(index.parent), paths))
     return _checked_against(index, weight_map, SafetensorsReader(index.parent, list(map(_open_safetensors, paths))))
 

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.state.locate import model_dir
+from lit_wsl.state.locate import hub_file, model_dir
 
 
 def test_a_directory_is_itself(tmp_path):
@@ -40,3 +40,18 @@ def test_a_file_is_no_model(tmp_path):
     (tmp_path / "weights.bin").touch()
     with pytest.raises(CheckpointError, match="is a file"):
         model_dir(tmp_path / "weights.bin")
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+def test_one_file_of_the_hub_is_the_cached_one_or_named(tmp_path, monkeypatch, is_cached):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    if is_cached:
+        folder = tmp_path / "models--an-org--a-model"
+        (folder / "snapshots" / "0123").mkdir(parents=True)
+        (folder / "refs").mkdir()
+        (folder / "refs" / "main").write_text("0123")
+        (folder / "snapshots" / "0123" / "config.json").write_text("{}")
+        assert hub_file("an-org/a-model", "config.json").read_text() == "{}"
+    else:
+        with pytest.raises(CheckpointError, match="hub did not give it"):
+            hub_file("an-org/a-model", "config.json")
