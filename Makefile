@@ -3,7 +3,7 @@ PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test benchmark-text check docs clean
+.PHONY: install demo test benchmarks benchmark-text check docs clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +21,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+benchmarks: install
+	$(BIN)/python -m benchmarks.everything $(ARGS)
 
 benchmark-text: install
 	$(BIN)/python -m benchmarks.text_tasks $(ARGS)

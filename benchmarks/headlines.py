@@ -127,6 +127,11 @@ def _throughput(results: Mapping[str, Any]) -> Iterator[Headline]:
         yield Headline(subject, row["step"] + row["inside"], floor=row["step"])
 
 
+def _startup(results: Mapping[str, Any]) -> Iterator[Headline]:
+    for command, row in results["rows"].items():
+        yield _against(f"`lit-wsl {command} --help`", row, "mergekit")
+
+
 READERS: dict[str, Callable[[Mapping[str, Any]], Iterator[Headline]]] = {
     "merge_models": _merge_models,
     "merge_adapters": _merge_adapters,
@@ -136,5 +141,6 @@ READERS: dict[str, Callable[[Mapping[str, Any]], Iterator[Headline]]] = {
     "mapper": _mapper,
     "coefficient_step": _coefficient_step,
     "throughput": _throughput,
+    "startup": _startup,
 }
 """One a script."""

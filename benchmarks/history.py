@@ -113,6 +113,11 @@ def with_table(readme: str, history: Sequence[Entry]) -> str:
     return f"{before}{MARKS[0]}\n\n{table(history)}\n\n{MARKS[1]}{after}"
 
 
+def update_page() -> None:
+    """Bring the table in README up to date."""
+    README.write_text(with_table(README.read_text(encoding="utf-8"), read()), encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Keep what is given, print the table; returns 1 where something is worse than before."""
     parser = argparse.ArgumentParser(
@@ -122,10 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for path in options.keep:
         keep(entries(json.loads(path.read_text(encoding="utf-8"))))
-    history = read()
     if options.keep:
-        README.write_text(with_table(README.read_text(encoding="utf-8"), history), encoding="utf-8")
-    printed = table(history)
+        update_page()
+    printed = table(read())
     print(printed)
     return int(" ▼ |" in printed)
 

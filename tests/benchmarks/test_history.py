@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from benchmarks.everything import main as everything
 from benchmarks.headlines import READERS, Headline
 from benchmarks.history import README, change, entries, keep, main, read, table, with_table
 from benchmarks.provenance import provenance
@@ -72,3 +73,13 @@ def test_the_page_shows_the_history():
     assert with_table(page, read()) == page
     assert {one["benchmark"] for one in read()} == set(READERS)
     assert all(json.dumps(one) for one in read())
+
+
+def test_a_failed_benchmark_is_not_kept(monkeypatch, capsys):
+    class Failed:
+        returncode = 1
+
+    monkeypatch.setattr("benchmarks.everything.subprocess.run", lambda *_, **__: Failed)
+    monkeypatch.setattr("benchmarks.everything.keep", lambda _: pytest.fail("kept"))
+    assert everything(["--only", "startup", "mapper"]) == 1
+    assert "startup, mapper" in capsys.readouterr().err
