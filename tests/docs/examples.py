@@ -1,14 +1,12 @@
 """The Python examples of a page."""
 
-import re
-from pathlib import Path
-
-DOCS = Path(__file__).parents[2] / "docs"
+from tests.docs.blocks import DOCS as DOCS
+from tests.docs.blocks import blocks_of
 
 
 def examples(page):
     """The Python blocks of a page, in order."""
-    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    return [block.text for block in blocks_of(DOCS / page) if block.language == "python"]
 
 
 def run_example(example, page):

@@ -3,11 +3,8 @@
 import json
 import re
 
-import pytest
 import yaml
 
-from lit_wsl.cli.main import run
-from lit_wsl.training.figures import write_figures
 from lit_wsl.training.llava.listing import STRATEGIES
 from lit_wsl.training.llava.rows import LocatedRow, faults_of
 from tests.docs.examples import DOCS, examples, run_example
@@ -31,16 +28,3 @@ def test_the_row_is_good_and_all_strategies_are_told(tmp_path):
     assert faults_of(LocatedRow(tmp_path / "a.jsonl", 1, json.loads(row), 1)) == []
     for name in STRATEGIES:
         assert re.search(rf"`{name}(:N)?`", page), name
-
-
-@pytest.mark.parametrize("command", ["fit", "test"])
-def test_the_commands_are_accepted(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(DOCS.parent / "configs")
-    write_figures(tmp_path / "artifacts/figures", rows=8, evaluation_rows=4)
-    lines = re.findall(rf"^lit-wsl ({command} .*)$", (DOCS / PAGE).read_text(), re.MULTILINE)
-    arguments = lines[0].partition("#")[0].split()
-    quick = ["--trainer.fast_dev_run", "true"]
-    if command == "test":
-        assert run(["fit", "--config", "configs/train/alternating.yaml", "--trainer.max_epochs", "1"]) == 0
-    assert run([*arguments, *quick]) == 0

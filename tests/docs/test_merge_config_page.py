@@ -1,13 +1,11 @@
-"""The page on merge configurations: its tables follow the code, its examples load and run."""
+"""The page on merge configurations: its tables follow the code."""
 
 import re
 from dataclasses import fields
 
-import yaml
-
-from lit_wsl.merging.config import MergeConfig, load_merge_config
+from lit_wsl.merging.config import MergeConfig
 from lit_wsl.merging.migration import FORMER_FORMS
-from tests.docs.examples import DOCS, examples, run_example
+from tests.docs.examples import DOCS
 from tests.docs.test_pages import hooks
 
 PAGE = "merge_config.md"
@@ -38,19 +36,3 @@ def test_the_shipped_configurations_are_named():
     """A6.32"""
     shipped = {path.stem for path in (DOCS.parent / "configs/merge").glob("merge_*.yaml")}
     assert set(re.findall(r"^\| `(merge_(?:weighted|dare|ties)\w*)` \|", page(), re.MULTILINE)) == shipped
-
-
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    [example] = examples(PAGE)
-    run_example(example, PAGE)
-    assert capsys.readouterr().out == "['artifacts/demo/adapters/intent', 'artifacts/demo/adapters/sentiment']\n"
-
-
-def test_the_configuration_of_the_page_loads(tmp_path, monkeypatch):
-    monkeypatch.chdir(DOCS.parent)
-    [block] = re.findall(r"```yaml\n(.*?)```", page(), re.DOTALL)
-    (tmp_path / "merge.yaml").write_text(block)
-    config = load_merge_config(tmp_path / "merge.yaml")
-    assert config.split == "validation"
-    assert config.search == yaml.safe_load(block)["search"]

@@ -1,15 +1,8 @@
-"""The page on slices and mergekit: its example runs, its table lists every method."""
+"""The page on slices and mergekit: its table lists every method."""
 
 from lit_wsl.merging.mergekit import IMPORTED
-from tests.docs.examples import DOCS, examples, run_example
+from tests.docs.examples import DOCS
 from tests.docs.test_pages import hooks
-
-
-def test_the_example_runs(tmp_path, monkeypatch, capsys):
-    (example,) = examples("mergekit.md")
-    monkeypatch.chdir(tmp_path)
-    run_example(example, "mergekit.md")
-    assert capsys.readouterr().out == "4 layers\n"
 
 
 def test_the_table_lists_every_method():

@@ -1,28 +1,17 @@
-"""The examples of the page on merging run and keep their promises; its YAML is a spec."""
-
-import re
+"""The configurations of the page on merging are one spec together."""
 
 import yaml
 
 from lit_wsl.merging import MergeSpec
-from tests.docs.examples import DOCS, examples, run_example
+from tests.docs.blocks import DOCS, blocks_of
 
 PAGE = "merging.md"
 
 
-def test_the_examples_that_need_no_files_run(capsys):
-    alone = [example for example in examples(PAGE) if "artifacts/" not in example]
-    assert len(alone) == 2
-    for example in alone:
-        run_example(example, PAGE)
-    assert "[-1.0, -0.5, 0.0, 0.5, 0.0]" in capsys.readouterr().out
-
-
 def test_the_configurations_are_specs():
-    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / PAGE).read_text(), re.DOTALL)
     fields = {}
-    for block in blocks:
-        fields |= yaml.safe_load(block)
+    for block in (one for one in blocks_of(DOCS / PAGE) if one.language == "yaml"):
+        fields |= yaml.safe_load(block.text)
     spec = MergeSpec(**fields)
     assert [rule.match for rule in spec.rules] == ["*.attention.*", "re:embeddings|LayerNorm"]
     assert [one.name for one in spec.transforms] == ["layer_l2_normalize", "consensus"]

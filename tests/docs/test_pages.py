@@ -8,6 +8,7 @@ from pathlib import Path
 from lit_wsl.cli.commands import COMMANDS
 from lit_wsl.cli.main import TRAINER_COMMANDS
 from lit_wsl.merging.method import all_methods
+from tests.docs.blocks import pages
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,12 +40,6 @@ def test_start_page_is_readme_with_working_links():
 
 def test_commands_in_the_pages_exist():
     known = {*COMMANDS, *TRAINER_COMMANDS}
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in pages():
         for words in re.findall(r"^lit-wsl ([a-z-]+(?: [a-z-]+)?)", page.read_text(), re.MULTILINE):
             assert words in known or words.split()[0] in known, (page.name, words)
-
-
-def test_python_blocks_compile():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
-        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-            compile(block, str(page), "exec")

@@ -7,6 +7,7 @@ import yaml
 
 from lit_wsl.merging.config import MergeConfig
 from lit_wsl.sweep.settings import _EARLIER, _KEYS, TYPES, read_search
+from tests.docs.blocks import blocks_of
 from tests.docs.examples import DOCS, examples, run_example
 
 PAGE = "sweeps.md"
@@ -23,8 +24,8 @@ def test_the_example_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_the_configuration_is_read():
-    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / PAGE).read_text(), re.DOTALL)
-    content = {**yaml.safe_load(block), "output_format": "model"}
+    (block,) = (one for one in blocks_of(DOCS / PAGE) if one.language == "yaml")
+    content = {**yaml.safe_load(block.text), "output_format": "model"}
     config = MergeConfig(**{**content, "tasks": None})
     assert list(read_search(config.search).space.dimensions) == list(content["search"]["space"])
 
