@@ -1,6 +1,7 @@
 """Adapter directories of any content: settings of any type, and tensors that are no factors."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,7 +50,9 @@ def entries(watch, adapters):
 
 def test_settings(watch, adapters):
     path = adapters[1] / "adapter_config.json"
-    whole = json.loads(path.read_text())
+    named = json.loads(path.read_text())
+    assert Path(named["base_model_name_or_path"]) == adapters[0]
+    whole = {**named, "base_model_name_or_path": "../inputs/base", "target_modules": ["query", "value"]}
     numbers = st.sampled_from([*NUMBERS, *ODD_NUMBERS])
     strategy = st.one_of(
         documents(whole, LESS_KNOWN),

@@ -64,10 +64,10 @@ FORMER = {
 @pytest.fixture
 def fields(watch):
     """A merge of two files."""
-    base, *tuned = random_states(watch.root / "inputs", 2)
+    random_states(watch.root / "inputs", 2)
     return {
-        "models": tuned,
-        "base": base,
+        "models": [f"../inputs/tuned{number}.safetensors" for number in range(2)],
+        "base": "../inputs/base.safetensors",
         "method": "ties",
         "method_params": {"k": 20, "lambda": 1.0},
         "output": "out",
