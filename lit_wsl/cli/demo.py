@@ -21,7 +21,7 @@ from lit_wsl.cli.demo_report import Measured, Row, note, report
 from lit_wsl.cli.finished import FinishedParts
 from lit_wsl.cli.progress import progress_bar
 from lit_wsl.errors import ConfigError, MergeError
-from lit_wsl.evaluation import Baselines, Evaluator, ScoreTable, evaluate_merge, load_tasks, make_evaluator
+from lit_wsl.evaluation import Baselines, Evaluator, ScoreTable, evaluate_merge, make_evaluator
 from lit_wsl.evaluation.content import digest_of
 from lit_wsl.evaluation.recording import bundle_of
 from lit_wsl.evaluation.scores import BASE, INDIVIDUAL
@@ -78,7 +78,7 @@ class Demo:
         logger.info("2/4 Training one adapter a task.")
         adapters = train_adapters(prepared, self.output, self._memory, self.settings.limit_train)
         configs = {name: self._config(name, adapters) for name in CANDIDATES}
-        evaluator = make_evaluator(load_tasks(self._registry, base=self.base), self.base)
+        evaluator = make_evaluator(self._registry, self.base)
         logger.info("3/4 Searching parameters on validation rows.")
         sweeps = {name: self._sweep(name, config, evaluator) for name, config in configs.items()}
         logger.info("4/4 Measuring on test rows.")

@@ -13,8 +13,8 @@ from lit_wsl.errors import ConfigError, did_you_mean
 from lit_wsl.evaluation.content import digest_of, tensors_digest
 from lit_wsl.evaluation.metrics import classification_metrics, confusion_counts
 from lit_wsl.evaluation.placing import put_in_place
-from lit_wsl.evaluation.result import TaskResult
-from lit_wsl.evaluation.subset import SubsetCache, SubsetSpec, text_rows
+from lit_wsl.evaluation.result import ScoresEveryTask, TaskResult
+from lit_wsl.evaluation.subset import Subset, SubsetCache, SubsetSpec, text_rows
 from lit_wsl.evaluation.task import Task
 from lit_wsl.state.locate import model_dir
 from lit_wsl.training.encoder import PromptHead, class_prototypes, embed, load_head
@@ -25,7 +25,7 @@ METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "loss")
 """What is measured of a classifier."""
 
 
-class EncoderEvaluator:
+class EncoderEvaluator(ScoresEveryTask):
     """Scores state dicts of one encoder on several tasks.
 
     Args:
@@ -69,7 +69,7 @@ class EncoderEvaluator:
         return self._heads[task.name]
 
     def evaluate(
-        self, state: Mapping[str, Tensor] | None, task: str, split: Split, subset: SubsetSpec | None = None
+        self, state: Mapping[str, Tensor] | None, task: str, split: Split, subset: Subset | None = None
     ) -> TaskResult:
         """Metrics of one backbone on one task.
 
@@ -77,31 +77,25 @@ class EncoderEvaluator:
             state: State dict of the encoder, merged or tuned; None is the base.
             task: Name of a known task.
             split: Rows to use. Choose parameters on ``validation``, report ``test``.
-            subset: Some of those rows; None for all.
+            subset: Some of those rows, or how many; None for all.
 
         Raises:
             CheckpointError: If the state dict is not one of this encoder.
             ConfigError: If the task, the split or the subset cannot be had.
         """
         known = self._task(task)
-        batches, head = self._rows(known, split, subset), self._head(known)
+        batches, head = self._rows(known, split, SubsetSpec.read(subset)), self._head(known)
         put_in_place(self._encoder, state, self._base)
         return self._measure(known, batches, head)
 
-    def scores(
-        self, state: Mapping[str, Tensor] | None, split: Split, subset: SubsetSpec | None = None
-    ) -> dict[str, float]:
-        """Primary metric of one backbone on every task that has one."""
-        results = [self.evaluate(state, name, split, subset) for name in self._tasks]
-        return {result.task: result.score for result in results if result.score is not None}
-
-    def digest(self, task: str, split: Split, subset: SubsetSpec | None = None) -> str:
+    def digest(self, task: str, split: Split, subset: Subset | None = None) -> str:
         """Hash of all that a score depends on besides the weights that are put in: base, head, metric, rows."""
         known = self._task(task)
         if self._base_digest is None:
             self._base_digest = tensors_digest(self._base)
-        self._rows(known, split, subset)
-        rows = self._rows_digests[task, split, subset.tag if subset else None]
+        chosen = SubsetSpec.read(subset)
+        self._rows(known, split, chosen)
+        rows = self._rows_digests[task, split, chosen.tag if chosen else None]
         return digest_of(self._base_digest, tensors_digest(self._head(known).state_dict()), known.metric, split, rows)
 
     def _task(self, name: str) -> Task:

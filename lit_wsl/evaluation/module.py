@@ -11,9 +11,9 @@ from lit_wsl.errors import ConfigError, did_you_mean
 from lit_wsl.evaluation.backbone import backbone_of
 from lit_wsl.evaluation.content import digest_of, tensors_digest
 from lit_wsl.evaluation.placing import put_in_place
-from lit_wsl.evaluation.result import TaskResult
+from lit_wsl.evaluation.result import ScoresEveryTask, TaskResult
 from lit_wsl.evaluation.split_loader import row_count, split_loader
-from lit_wsl.evaluation.subset import SubsetCache, SubsetSpec
+from lit_wsl.evaluation.subset import Subset, SubsetCache, SubsetSpec
 from lit_wsl.evaluation.task import Task
 from lit_wsl.training.quiet import quiet_trainer
 from lit_wsl.training.tasks import Split, cache_directory
@@ -28,7 +28,7 @@ _QUIET = {
 _STAGES = ("val/", "test/", "valid/", "val_", "test_", "valid_")
 
 
-class ModuleEvaluator:
+class ModuleEvaluator(ScoresEveryTask):
     """Scores state dicts of a backbone by what a LightningModule logs while it validates or tests.
 
     A metric is named as the module logs it, with or without the stage: ``acc`` finds ``val/acc`` and ``test/acc``.
@@ -69,7 +69,7 @@ class ModuleEvaluator:
         return self._tasks
 
     def evaluate(
-        self, state: Mapping[str, Tensor] | None, task: str, split: Split, subset: SubsetSpec | None = None
+        self, state: Mapping[str, Tensor] | None, task: str, split: Split, subset: Subset | None = None
     ) -> TaskResult:
         """Metrics of one backbone on one task, by the module's own loop.
 
@@ -78,7 +78,7 @@ class ModuleEvaluator:
             task: Name of a known task.
             split: ``validation`` and ``train`` rows go through the validation loop, ``test`` rows through the test
                 loop.
-            subset: Some of those rows; None for all.
+            subset: Some of those rows, or how many; None for all.
 
         Raises:
             CheckpointError: If the state dict is not one of this backbone.
@@ -86,7 +86,7 @@ class ModuleEvaluator:
         """
         known = self._task(task)
         put_in_place(self._target(known), state, self._bases[task])
-        loader = split_loader(known, split, subset, self._subsets)
+        loader = split_loader(known, split, SubsetSpec.read(subset), self._subsets)
         with quiet_trainer():
             trainer = Trainer(**self._options)
             run = trainer.test if split == "test" else trainer.validate
@@ -95,7 +95,7 @@ class ModuleEvaluator:
         primary = _primary(known, metrics)
         return TaskResult(task, metrics, primary, known.better, row_count(loader))
 
-    def digest(self, task: str, split: Split, subset: SubsetSpec | None = None) -> str:
+    def digest(self, task: str, split: Split, subset: Subset | None = None) -> str:
         """Hash of all that a score depends on besides the weights that are put in.
 
         The data are told by how they are made and by their size, not by their rows, which no data module has to show.
@@ -105,7 +105,8 @@ class ModuleEvaluator:
             put_in_place(self._target(known), None, self._bases[task])
             self._digests[task] = tensors_digest(self._module(known).state_dict())
         count = row_count(split_loader(known, split))
-        tag = None if subset is None else subset.tag
+        chosen = SubsetSpec.read(subset)
+        tag = None if chosen is None else chosen.tag
         return digest_of(self._digests[task], known.description, known.metric, split, count, tag)
 
     def _task(self, name: str) -> Task:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from lit_wsl.evaluation.subset import SubsetSpec
+from lit_wsl.evaluation.subset import Subset
 from lit_wsl.evaluation.task import Direction, Task
 from lit_wsl.runs.scores import Score, score_of
 from lit_wsl.training.tasks import Split
@@ -77,7 +77,7 @@ class Evaluator(Protocol):
         """The tasks by name."""
 
     def evaluate(
-        self, state: Mapping[str, Tensor] | None, task: str, split: Split, subset: SubsetSpec | None = None
+        self, state: Mapping[str, Tensor] | None, task: str, split: Split, subset: Subset | None = None
     ) -> TaskResult:
         """Metrics of one backbone on one task.
 
@@ -85,8 +85,25 @@ class Evaluator(Protocol):
             state: State dict of the backbone; None is the base.
             task: Name of a known task.
             split: Rows to use. Choose parameters on ``validation``, report ``test``.
-            subset: Some of those rows; None for all.
+            subset: Some of those rows, or how many; None for all.
         """
 
-    def digest(self, task: str, split: Split, subset: SubsetSpec | None = None) -> str:
+    def digest(self, task: str, split: Split, subset: Subset | None = None) -> str:
         """Hash of all that a score depends on besides the weights that are put in: base, head, metric, rows."""
+
+
+class ScoresEveryTask:
+    """What an evaluator can do besides, once it can evaluate one task."""
+
+    def scores(
+        self: Evaluator, state: Mapping[str, Tensor] | None, split: Split, subset: Subset | None = None
+    ) -> dict[str, float]:
+        """The metric that counts of one backbone, on every task that has one.
+
+        Args:
+            state: State dict of the backbone; None is the base.
+            split: Rows to use. Choose parameters on ``validation``, report ``test``.
+            subset: Some of those rows, or how many; None for all.
+        """
+        results = [self.evaluate(state, name, split, subset) for name in self.registry]
+        return {result.task: result.score for result in results if result.score is not None}

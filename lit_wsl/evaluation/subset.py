@@ -50,17 +50,19 @@ class SubsetSpec:
             self._own(task, own)
 
     @classmethod
-    def read(cls, given: "Mapping[str, Any] | SubsetSpec | None", seed: int = 0) -> "SubsetSpec | None":
-        """The subset that a mapping describes; None without one, or with ``enabled: false``.
+    def read(cls, given: "Subset | None", seed: int = 0) -> "SubsetSpec | None":
+        """The subset that is described; None without one, or with ``enabled: false``.
 
         Args:
-            given: Fields by name.
-            seed: Seed where the mapping has none.
+            given: Fields by name, or a number of rows.
+            seed: Seed where it says none.
+
+        Raises:
+            ConfigError: If a number is out of range or a field is unknown.
         """
         if given is None or isinstance(given, SubsetSpec):
             return given if given is None or given.enabled else None
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"`eval_subset` must be a mapping, got {given!r}.")
+        given = _mapping(given, "eval_subset")
         _check_names(given, "eval_subset")
         spec = cls(**{"seed": seed, **given})
         return spec if spec.enabled else None
@@ -76,10 +78,7 @@ class SubsetSpec:
         return self._own(task, self.per_task.get(task, {}))
 
     def _own(self, task: str, own: Any) -> "SubsetSpec":
-        if isinstance(own, int) and not isinstance(own, bool):
-            own = {"max_samples": own}
-        if not isinstance(own, Mapping):
-            raise ConfigError(f"`eval_subset.per_task.{task}` must be a number or a mapping, got {own!r}.")
+        own = _mapping(own, f"eval_subset.per_task.{task}")
         _check_names(own, f"eval_subset.per_task.{task}")
         return replace(self, per_task={}, **{name: value for name, value in own.items() if name != "per_task"})
 
@@ -99,6 +98,10 @@ class SubsetSpec:
         if own.shuffle:
             return sorted(random.Random(own.seed).sample(range(size), own.max_samples))
         return list(range(own.max_samples))
+
+
+Subset = SubsetSpec | Mapping[str, Any] | int
+"""A subset as a user may give it: also its fields by name, or a number of rows."""
 
 
 def stratified_rows(classes: Sequence[Hashable], count: int, seed: int) -> list[int]:
@@ -189,6 +192,14 @@ def _read(path: Path, size: int, fingerprint: str | None) -> list[int] | None:
 def _check_count(value: Any, name: str) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
         raise ConfigError(f"`eval_subset.{name}` must be a whole number above 0, got {value!r}.")
+
+
+def _mapping(given: Any, where: str) -> Mapping[str, Any]:
+    if isinstance(given, int) and not isinstance(given, bool):
+        return {"max_samples": given}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"`{where}` must be a number or a mapping, got {given!r}.")
+    return given
 
 
 def _check_names(given: Mapping[str, Any], where: str) -> None:

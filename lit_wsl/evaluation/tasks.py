@@ -3,17 +3,20 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 import yaml
 
 from lit_wsl.errors import ConfigError, did_you_mean
 from lit_wsl.evaluation.instances import make_instance, takes
-from lit_wsl.evaluation.result import Evaluator
 from lit_wsl.evaluation.task import PRIMARY_METRICS, Direction, Task
 from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.yaml_text import read_yaml
+
+if TYPE_CHECKING:
+    from lit_wsl.evaluation.encoder import EncoderEvaluator
+    from lit_wsl.evaluation.module import ModuleEvaluator
 
 _DEFAULT = "default"
 _TEXTS = "lit_wsl.training.text.TextClassificationData"
@@ -165,19 +168,21 @@ def _head(spec: TaskSpec) -> Path | None:
 
 
 def make_evaluator(
-    tasks: Mapping[str, Task] | Sequence[Task], base: str | None, device: torch.device | str | None = None
-) -> Evaluator:
+    tasks: Mapping[str, Any] | Sequence[Task] | str | Path,
+    base: str | None,
+    device: torch.device | str | None = None,
+) -> "EncoderEvaluator | ModuleEvaluator":
     """The evaluator that fits the tasks: by their modules if they have some, else of texts by the encoder ``base``.
 
     Args:
-        tasks: Tasks of a registry.
+        tasks: A registry, as a mapping or the path of a YAML file; or tasks that :func:`load_tasks` made of one.
         base: The base model.
         device: Where to run; default a GPU if there is one.
 
     Raises:
-        ConfigError: If some tasks have a module and others have none, or texts have no base.
+        ConfigError: If an entry is wrong, some tasks have a module and others have none, or texts have no base.
     """
-    listed = list(tasks.values()) if isinstance(tasks, Mapping) else list(tasks)
+    listed = _made(tasks, base)
     with_model = [task for task in listed if task.model is not None]
     if with_model:
         from lit_wsl.evaluation.module import ModuleEvaluator
@@ -188,6 +193,15 @@ def make_evaluator(
     from lit_wsl.evaluation.encoder import EncoderEvaluator
 
     return EncoderEvaluator(base, listed, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _made(tasks: Mapping[str, Any] | Sequence[Task] | str | Path, base: str | None) -> list[Task]:
+    """The tasks, made if they are not yet."""
+    if isinstance(tasks, Mapping) and all(isinstance(one, Task) for one in tasks.values()):
+        return list(tasks.values())
+    if isinstance(tasks, Mapping | str | Path):
+        return list(load_tasks(tasks, base=base).values())
+    return list(tasks)
 
 
 def _accelerator(device: torch.device | str | None) -> str:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from lit_wsl.errors import CheckpointError, ConfigError
-from lit_wsl.evaluation import EncoderEvaluator, Task
+from lit_wsl.evaluation import EncoderEvaluator, SubsetSpec, Task
 from lit_wsl.merging import merge_state_dict
 from lit_wsl.models.lora import LoraSpec
 from lit_wsl.training.classification import SequenceClassificationModule
@@ -47,6 +47,17 @@ def test_merged_adapter_scores_what_the_trainer_logs(bert, opinions, trained, me
     run = trainer.validate if split == "validation" else trainer.test
     expected = run(module, data, verbose=False)[0][f"{'val' if split == 'validation' else 'test'}/{logged}"]
     assert measuring.scores(merged, split)["opinions"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("subset", [{"max_samples": 7}, 7])
+def test_a_subset_is_given_by_its_fields_or_its_size(bert, opinions, subset):
+    measuring, task = evaluator(bert, opinions)
+    spec = SubsetSpec(max_samples=7)
+    found = measuring.evaluate(None, task.name, "test", subset)
+    assert found.rows == 7
+    assert found.metrics == measuring.evaluate(None, task.name, "test", spec).metrics
+    assert measuring.scores(None, "test", subset) == {task.name: found.score}
+    assert measuring.digest(task.name, "test", subset) == measuring.digest(task.name, "test", spec)
 
 
 def test_base_is_restored_between_evaluations(bert, opinions, trained):

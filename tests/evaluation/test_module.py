@@ -101,6 +101,14 @@ def test_a_subset_runs_only_its_rows_a10_7(tmp_path):
     assert abs(int(labels[rows].sum()) - share) < 1
 
 
+def test_a_subset_is_given_by_its_size_too(tmp_path):
+    measuring = evaluator(tmp_path)
+    found = measuring.evaluate(perfect(), "points", "test", 8)
+    assert found.rows == 8
+    assert measuring.scores(perfect(), "test", 8) == {"points": found.score}
+    assert measuring.digest("points", "test", 8) == measuring.digest("points", "test", {"max_samples": 8})
+
+
 def test_rows_that_tell_no_class_are_refused_a10_7(tmp_path):
     measuring = evaluator(tmp_path, label_column="label")
     with pytest.raises(ConfigError, match="label_column"):

@@ -99,6 +99,13 @@ def test_wrong_numbers_and_names_are_refused_a10_7(fields, message):
         SubsetSpec.read(fields)
     with pytest.raises(ConfigError):
         SubsetSpec.read([3])
+    with pytest.raises(ConfigError, match="number or a mapping"):
+        SubsetSpec.read(True)
+
+
+def test_a_number_is_that_many_rows():
+    assert SubsetSpec.read(5) == SubsetSpec(max_samples=5)
+    assert SubsetSpec.read(5, seed=9).seed == 9
 
 
 def test_rows_are_remembered_and_used_again_a10_8(tmp_path):

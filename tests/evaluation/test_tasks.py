@@ -115,6 +115,7 @@ def test_the_evaluator_follows_the_tasks(bert_dir, opinions):
     assert isinstance(make_evaluator(texts, str(bert_dir)), EncoderEvaluator)
     with pytest.raises(ConfigError, match="give its `base`"):
         make_evaluator(texts, None)
+    assert isinstance(make_evaluator(list(texts.values()), str(bert_dir)), EncoderEvaluator)
     model = {
         "class_path": "lit_wsl.training.classification.SequenceClassificationModule",
         "init_args": {"model": str(bert_dir), "labels": ["negative", "positive"]},
@@ -123,6 +124,16 @@ def test_the_evaluator_follows_the_tasks(bert_dir, opinions):
     assert isinstance(make_evaluator(with_model, None), ModuleEvaluator)
     with pytest.raises(ConfigError, match="has no `model`"):
         make_evaluator([*with_model.values(), *texts.values()], str(bert_dir))
+
+
+def test_an_evaluator_makes_the_tasks_of_a_registry_with_its_base(bert_dir, opinions, tmp_path):
+    registry = {"a": {"data": {"init_args": {"task": str(opinions)}}}}
+    made = make_evaluator(load_tasks(registry, base=str(bert_dir)), str(bert_dir))
+    file = tmp_path / "tasks.yaml"
+    file.write_text(yaml.safe_dump({"tasks": registry}))
+    for source in (registry, file, str(file)):
+        evaluator = make_evaluator(source, str(bert_dir))
+        assert evaluator.scores(None, "test") == made.scores(None, "test")
 
 
 def test_an_unknown_metric_is_refused_at_once(bert_dir, opinions):
