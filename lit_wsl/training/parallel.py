@@ -22,6 +22,7 @@ from lit_wsl.state.safetensors import TensorInfo
 from lit_wsl.state.writer import ShardedWriter
 from lit_wsl.training.checkpoint_io import read_checkpoint
 from lit_wsl.training.resume import MatchedState
+from lit_wsl.training.shard_index import check_runs_no_code, told_as_damage
 from lit_wsl.training.universal import RESUME_KEY, Resume
 
 
@@ -64,11 +65,15 @@ class UniversalModelParallelStrategy(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: FBT001
         """Load weights and optimizers of any checkpoint into the sharded model; every process must call it.
 
+        Args:
+            checkpoint_path: A checkpoint of any strategy.
+            weights_only: False trusts the shards and lets them run code.
+
         Returns:
             The rest of the checkpoint.
 
         Raises:
-            CheckpointError: If the weights do not fit the model.
+            CheckpointError: If a file is damaged or would run code, or the weights do not fit the model.
         """
         path = Path(self.broadcast(checkpoint_path))
         module = self.lightning_module
@@ -77,7 +82,10 @@ class UniversalModelParallelStrategy(ModelParallelStrategy):
         if is_sharded_checkpoint(path):
             content = read_metadata(path)
             if unpack(content).signatures == describe_layers(layout)["signatures"]:
-                super().load_checkpoint(path, weights_only=True)
+                if weights_only is not False:
+                    check_runs_no_code(path)
+                with told_as_damage(path):
+                    super().load_checkpoint(path, weights_only=True)
                 content[RESUME_KEY] = _everything_restored(content, len(self.optimizers))
                 return content
         content = read_checkpoint(path)

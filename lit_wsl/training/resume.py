@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedules
 
+from lit_wsl.errors import CheckpointError
 from lit_wsl.models.universal.layout import Layout
 from lit_wsl.state.formats import strip_wrappers
 
@@ -57,6 +58,18 @@ def parameter_names(module: nn.Module, layout: Layout, optimizer: Optimizer) -> 
         type(optimizer).__name__,
         float(optimizer.defaults.get("lr") or 0.0),
     )
+
+
+def names_in_sidecar(meta: Mapping[str, Any]) -> list[ParameterNames]:
+    """Names of the parameters of every optimizer, as the side-car of a checkpoint keeps them.
+
+    Raises:
+        CheckpointError: If it is damaged.
+    """
+    try:
+        return [ParameterNames(**names) for names in json.loads(meta.get("optimizers", "[]"))]
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"The checkpoint's side-car is damaged ({error}); use an earlier one.") from error
 
 
 def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Sharded checkpoints: directories that the processes of a run wrote together, read back in one piece."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from lit_wsl.models.universal.fold import fold_state
 from lit_wsl.models.universal.layout import Layout
 from lit_wsl.models.universal.sidecar import SIDECAR_KEY, layout_of, pack, unpack
 from lit_wsl.state.formats import strip_wrappers
-from lit_wsl.training.resume import ParameterNames
+from lit_wsl.training.resume import ParameterNames, names_in_sidecar
+from lit_wsl.training.shard_index import ShardReader, told_as_damage
 
 _MODEL = "state_dict."
 _OPTIMIZER = re.compile(r"^optimizer_(\d+)\.state\.(.+)\.([^.]+)$")
@@ -27,7 +27,7 @@ def read_shards(path: Path) -> dict[str, Any]:
     Every process may call it by itself; the whole model is then in its memory.
 
     Raises:
-        CheckpointError: If a file is damaged, or a merged weight is not finite.
+        CheckpointError: If a file is missing, damaged or would run code, or a merged weight is not finite.
     """
     content = read_metadata(path)
     tensors = _read_tensors(path)
@@ -39,22 +39,23 @@ def read_shards(path: Path) -> dict[str, Any]:
         raw = folded.state
     content["state_dict"] = raw
     found = _optimizer_tensors(tensors, layout)
-    known = json.loads((meta or {}).get("optimizers", "[]"))
+    known = names_in_sidecar(meta or {})
     content["optimizer_states"] = [
-        _numbered(state, ParameterNames(**known[number]) if number < len(known) else None)
-        for number, state in sorted(found.items())
+        _numbered(state, known[number] if number < len(known) else None) for number, state in sorted(found.items())
     ]
     return content
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    metadata: Mapping[str, Any] = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    reader = ShardReader(path)
+    metadata: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
     tensors = {
         key: torch.empty(info.size, dtype=info.properties.dtype)
         for key, info in metadata.items()
         if hasattr(info, "size")
     }
-    dcp.load(tensors, checkpoint_id=path, no_dist=True)
+    with told_as_damage(path):
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
     return tensors
 
 

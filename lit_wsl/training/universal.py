@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
-from lit_wsl.errors import CheckpointError
+from lit_wsl.models.sharded import is_spread
 from lit_wsl.models.universal.api import check_adapters, find_layout, remap_state
 from lit_wsl.models.universal.fold import MergedDtype, fold_state, tied_groups
 from lit_wsl.models.universal.layout import Layout
@@ -23,11 +23,11 @@ from lit_wsl.training.configuration import make_plain, run_configuration
 from lit_wsl.training.resumable import enter_next_epoch, loader_states, mark_position
 from lit_wsl.training.resume import (
     MatchedState,
-    ParameterNames,
     continue_schedule,
     describe,
     gather_random_states,
     match_state,
+    names_in_sidecar,
     names_in_state,
     parameter_names,
     set_random_state,
@@ -123,7 +123,7 @@ def make_universal(
     if trainer is not None and "optimizer_states" in checkpoint:
         names = [parameter_names(module, layout, optimizer) for optimizer in trainer.optimizers]
         meta["optimizers"] = json.dumps([asdict(group) for group in names])
-    if is_sharded(checkpoint["state_dict"]):
+    if any(map(is_spread, checkpoint["state_dict"].values())):
         meta["layers"]["state_dict"] = describe_layers(layout)
     else:
         for holder, key, name in _states(checkpoint):
@@ -140,11 +140,6 @@ def _states(checkpoint: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, s
     for name, state in (checkpoint.get("callbacks") or {}).items():
         if isinstance(state, dict) and isinstance(state.get(_AVERAGE), Mapping):
             yield state, _AVERAGE, f"callbacks.{name}"
-
-
-def is_sharded(state: Mapping[str, Any]) -> bool:
-    """Whether the tensors of a state dict are spread over processes."""
-    return any(hasattr(tensor, "full_tensor") for tensor in state.values())
 
 
 def fit_to_module(module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -185,10 +180,7 @@ class Resume(Callback):
 
     def __init__(self, checkpoint: Mapping[str, Any], fresh: frozenset[str]) -> None:
         meta = checkpoint.get(SIDECAR_KEY, {})
-        try:
-            self._names = [ParameterNames(**names) for names in json.loads(meta.get("optimizers", "[]"))]
-        except (TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"The checkpoint's side-car is damaged ({error}); use an earlier one.") from error
+        self._names = names_in_sidecar(meta)
         self._random = meta.get("random", [])
         self._schedules = checkpoint["lr_schedulers"]
         self._loaders = loader_states(dict(checkpoint))
