@@ -63,12 +63,12 @@ class Difference:
     """Inner product of both tensors."""
     changed: int
     """Entries that differ by more than the threshold."""
-    base_nonfinite: tuple[int, int] = (0, 0)
+    base_nonfinite: tuple[int, int]
     """NaN and infinite entries of the base."""
-    tuned_nonfinite: tuple[int, int] = (0, 0)
-    unshared: int = 0
+    tuned_nonfinite: tuple[int, int]
+    unshared: int
     """Entries that are NaN, or infinite on one side and something else on the other."""
-    is_equal: bool = False
+    is_equal: bool
     """Bit for bit."""
 
     @property
@@ -129,7 +129,6 @@ def difference(base: Entries, tuned: Entries, threshold: float = 1e-6) -> Differ
             tuned.fill(y, start)
             row = _sums(x, y, threshold)
         if not _is_sure(row):
-            base.fill(x, start)
             tuned.fill(y, start)
             row = _wide_sums(x, y, threshold, nonfinite)
         rows.append(row)

@@ -13,4 +13,4 @@ def mean_cosine(gram: Tensor) -> float:
     lengths = gram.diagonal().sqrt()
     unit = lengths.reciprocal().masked_fill_(lengths == 0, 0.0)
     cosines = (gram * unit.unsqueeze(0) * unit.unsqueeze(1)).clamp_(-1.0, 1.0)
-    return float(cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
+    return float(cosines.fill_diagonal_(0.0).sum()) / (count * (count - 1))

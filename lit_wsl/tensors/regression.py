@@ -14,7 +14,8 @@ def regression_mean(matrices: Tensor, grams: Tensor, alpha: float, noise: float)
 
     With :math:`G_t = X_t^\top X_t`, shrunk, it is
     :math:`\bar W + \left(\sum_t (W_t - \bar W) G_t\right) \left(\sum_t G_t\right)^{-1}`, where :math:`\bar W` is the
-    mean: an offset that all matrices share comes back unchanged, and directions that no input has take the mean.
+    mean: an offset that all matrices share comes back unchanged, and directions that no input has, once all inputs are
+    scaled to equal size, take the mean.
 
     Args:
         matrices: :math:`W_t`, shape ``(T, rows, columns)``.

@@ -154,6 +154,23 @@ def test_entries_that_are_no_numbers_are_counted_and_left_out(dtype):
     assert found.base_nonfinite == found.tuned_nonfinite == (1, 2)
 
 
+def test_entries_that_only_one_side_has_as_no_number_are_unshared():
+    """NaN is never shared, infinities are where both sides have the same one; finite entries may differ."""
+    base = torch.tensor([math.nan, math.inf, math.inf, math.inf, -math.inf, 1.0, 1.0, math.nan])
+    tuned = torch.tensor([math.nan, math.inf, -math.inf, 2.0, -math.inf, math.inf, 3.0, 0.0])
+    found = compare(base, tuned)
+    assert (found.unshared, found.base_nonfinite, found.tuned_nonfinite) == (5, (2, 4), (1, 4))
+    assert (found.changed, found.inner, found.base_norm) == (1, 3.0, 1.0)
+    assert compare(base[[1, 4, 5]], tuned[[1, 4, 6]]).unshared == 0
+
+
+def test_an_entry_counts_as_changed_beyond_a_millionth():
+    base = torch.zeros(4, dtype=torch.float64)
+    assert compare(base, torch.tensor([1.001e-6, 0.999e-6, -1.001e-6, -0.5], dtype=torch.float64)).changed == 3
+    assert difference(Stored(base), Stored(base + 1.001e-6)).changed == 4
+    assert difference(Stored(base), Stored(base + 0.999e-6)).changed == 0
+
+
 def test_entries_that_are_no_numbers_on_both_sides_alike():
     base = torch.randn(100)
     base[:3] = torch.tensor([math.nan, math.inf, -math.inf])
