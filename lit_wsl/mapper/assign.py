@@ -55,8 +55,17 @@ def _names(module: Module, pattern: str) -> bool:
 class Level:
     """Scores of every possible pair of modules of one level."""
 
-    def __init__(self, sources: Sequence[Module], targets: Sequence[Module], rules: Rules, *, is_partial: bool) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Module],
+        targets: Sequence[Module],
+        rules: Rules,
+        joined: Sequence[tuple[Path, Path]],
+        *,
+        is_partial: bool,
+    ) -> None:
         self.sources, self.targets = list(sources), list(targets)
+        self._weights, self._joined = rules.weights, joined
         self.forms: dict[tuple[int, int], Forms] = {}
         for i, j in _of_like_size(self.sources, self.targets):
             forms = possible(self.sources[i], self.targets[j], rules.mode, is_partial=is_partial)
@@ -71,15 +80,45 @@ class Level:
             self.shape[i, j] = shape_score(self.sources[i], self.targets[j], forms)
             self.name[i, j] = names.likeness(self.sources[i], self.targets[j])
         self.order = order_scores(self.sources, self.targets, self.allowed, is_registered=rules.is_registered)
+        self._surroundings = Surroundings(self.sources, self.targets, is_registered=rules.is_registered)
         self.hierarchy = np.full(size, 0.5)
         self.prior = np.zeros(size)
         self.trust = np.zeros(size)
 
-    def total(self, weights: Weights) -> Matrix:
+    def total(self) -> Matrix:
         """Weighted evidence; far below zero for pairs that are out of the question."""
-        value = weights.shape * self.shape + weights.name * self.name
-        value = value + weights.hierarchy * self.hierarchy + weights.order * self.order + self.prior
+        value = self._weights.shape * self.shape + self._weights.name * self.name
+        value = value + self._weights.hierarchy * self.hierarchy + self._weights.order * self.order + self.prior
         return np.where(self.allowed, value, _IMPOSSIBLE)
+
+    def surround(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Weigh the surroundings by a matching of the level."""
+        matched = np.zeros(self.allowed.shape)
+        for i, j in pairs:
+            matched[i, j] = 1.0
+        self.hierarchy = self._surroundings.scores(matched, self._joined)
+
+    def tell(self, unit: Unit, i: int, j: int) -> None:
+        """Give a unit the evidence for its pair."""
+        unit.shape, unit.name = float(self.shape[i, j]), float(self.name[i, j])
+        unit.hierarchy, unit.order = float(self.hierarchy[i, j]), float(self.order[i, j])
+        unit.total = self._weights.total(unit.shape, unit.name, unit.hierarchy, unit.order)
+
+    def pair_of(self, unit: Unit) -> tuple[int, int] | None:
+        """Places of a unit's modules; None for a pair that was out of the question."""
+        rows = [i for i, module in enumerate(self.sources) if module is unit.sources[0]]
+        columns = [j for j, module in enumerate(self.targets) if module is unit.targets[0]]
+        return next(((i, j) for i in rows for j in columns if self.allowed[i, j]), None)
+
+
+def tell_again(units: Sequence[Unit]) -> None:
+    """Give units the evidence for the targets that they have now, where these were exchanged within their level."""
+    for level in {id(unit.level): unit.level for unit in units if isinstance(unit.level, Level)}.values():
+        own = [(unit, level.pair_of(unit)) for unit in units if unit.level is level]
+        placed = [(unit, pair) for unit, pair in own if pair is not None]
+        level.surround([pair for _, pair in placed])
+        for unit, pair in placed:
+            level.tell(unit, *pair)
 
 
 def assign(
@@ -104,7 +143,7 @@ def assign(
     """
     if not sources or not targets:
         return []
-    level = Level(sources, targets, rules, is_partial=is_partial)
+    level = Level(sources, targets, rules, joined, is_partial=is_partial)
     if not level.forms:
         return []
     solve = _greedy if rules.strategy == "greedy" else _optimal
@@ -112,19 +151,14 @@ def assign(
         confidence = prior.get((level.sources[i].path, level.targets[j].path))
         if confidence is not None:
             level.prior[i, j], level.trust[i, j] = PRIOR, log(confidence / (1.0 - confidence))
-    surroundings = Surroundings(level.sources, level.targets, is_registered=rules.is_registered)
     pairs: list[tuple[int, int]] = []
     for _ in range(ROUNDS):
-        total = level.total(rules.weights)
-        found = solve(total)
+        found = solve(level.total())
         if found == pairs:
             break
         pairs = found
-        matched = np.zeros(total.shape)
-        for i, j in pairs:
-            matched[i, j] = 1.0
-        level.hierarchy = surroundings.scores(matched, joined)
-    return _units(level, level.total(rules.weights), pairs, is_by_shape=rules.strategy == "shape_only")
+        level.surround(pairs)
+    return _units(level, pairs, is_by_shape=rules.strategy == "shape_only")
 
 
 def _of_like_size(sources: list[Module], targets: list[Module]) -> list[tuple[int, int]]:
@@ -167,15 +201,12 @@ def _greedy(total: Matrix) -> list[tuple[int, int]]:
     return sorted(chosen)
 
 
-def _units(level: Level, total: Matrix, pairs: list[tuple[int, int]], *, is_by_shape: bool) -> list[Unit]:
+def _units(level: Level, pairs: list[tuple[int, int]], *, is_by_shape: bool) -> list[Unit]:
     """Matches with their scores, and how much better each is than an exchange with another."""
     units = []
     for i, j in pairs:
-        unit = Unit([level.sources[i]], [level.targets[j]], level.forms[i, j])
-        unit.shape, unit.name = float(level.shape[i, j]), float(level.name[i, j])
-        unit.hierarchy, unit.order = float(level.hierarchy[i, j]), float(level.order[i, j])
-        unit.total = float(total[i, j] - level.prior[i, j])
-        units.append(unit)
+        units.append(Unit([level.sources[i]], [level.targets[j]], level.forms[i, j], level=level))
+        level.tell(units[-1], i, j)
     free_rows = sorted(set(range(len(level.sources))) - {i for i, _ in pairs})
     free_columns = sorted(set(range(len(level.targets))) - {j for _, j in pairs})
     kept = []

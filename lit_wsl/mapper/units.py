@@ -45,6 +45,8 @@ class Unit:
     rivals: list["Rival"] = field(default_factory=list)
     note: str = ""
     """Why it is not certain, for a reader."""
+    level: object = field(default=None, repr=False)
+    """The scores of all pairs that it was chosen from, for a match of one to one."""
 
     def form(self, leaf: str) -> Form:
         """The form that is taken for a leaf."""

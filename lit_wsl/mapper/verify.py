@@ -6,6 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.mapper.assign import tell_again
 from lit_wsl.mapper.complete import assemble
 from lit_wsl.mapper.hypotheses import Change, readings
 from lit_wsl.mapper.probe import Probe, Run
@@ -89,11 +90,13 @@ class _Search:
         return run
 
     def result(self, *, is_proven: bool) -> "MappingResult":
-        """The mapping as it is now; sure where it is proven."""
-        if is_proven:
-            for unit in self._units:
-                unit.confidence, unit.note = max(unit.confidence, PROVEN), ""
-        matches = assemble(self._units, self._given.source, self._given.target)
+        """The mapping as it is now, with the evidence for it; sure, and without rivals, where it is proven."""
+        units = [replace(unit) for unit in self._units]
+        if self.tried > 1:
+            tell_again(units)
+        for unit in units if is_proven else ():
+            unit.confidence, unit.note, unit.rivals = max(unit.confidence, PROVEN), "", []
+        matches = assemble(units, self._given.source, self._given.target)
         return replace(self._given, matches=tuple(matches))
 
     def _better(self, run: Run) -> tuple[list[Unit], Run] | None:

@@ -69,6 +69,13 @@ def test_a_swap_in_any_template_is_caught_and_mended(models):
         assert verification.tried > 1, (one.sources[0].label, other.sources[0].label)
         assert verification.is_proven
         assert verification.result.recipes == result.recipes
+        assert _evidence(verification.result) == _evidence(result)
+        assert not any(match.alternatives for match in verification.result.matches)
+
+
+def _evidence(result: MappingResult) -> list[tuple[float, ...]]:
+    parts = ("shape", "name", "hierarchy", "order", "total")
+    return [tuple(round(getattr(match.scores, part), 9) for part in parts) for match in result.matches]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +90,30 @@ def test_without_names_the_outputs_settle_order_heads_and_twins(models):
     assert verification.is_proven
     assert verification.tried > 1
     assert verification.result.recipes != blind.recipes
+
+
+def test_the_evidence_is_that_of_what_was_settled():
+    """Twins in another order of registration: before the run order speaks for each match, after it against them."""
+
+    class Twins(nn.Module):
+        def __init__(self, *names: str) -> None:
+            super().__init__()
+            for name in names:
+                setattr(self, name, nn.Linear(6, 6))
+            self.used = sorted(names)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for name in self.used:
+                x = torch.tanh(getattr(self, name)(x))
+            return x
+
+    before = WeightMapper(Twins("a", "b"), Twins("d", "c")).suggest_mapping()
+    proof = before.verify(torch.randn(5, 6))
+    assert proof.is_proven
+    assert (before.get_mapping()["a.weight"], proof.result.get_mapping()["a.weight"]) == ("d.weight", "c.weight")
+    assert before.get_score_breakdown("a.weight").order == 1.0
+    assert proof.result.get_score_breakdown("a.weight").order < 0.5
+    assert before.get_score_breakdown("a.weight").confidence < proof.result.get_score_breakdown("a.weight").confidence
 
 
 @pytest.mark.parametrize("models", ["resnet timm→hf"], indirect=True)
