@@ -3,7 +3,7 @@ PY ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test benchmarks benchmark-text check docs clean
+.PHONY: install demo test coverage mutants benchmarks benchmark-text check docs clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,19 @@ test: install
 
 benchmarks: install
 	$(BIN)/python -m benchmarks.everything $(ARGS)
+
+# Lines of the rooms of weights that their tests run; ends with an error below 95 % in one of them.
+coverage: install
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest tests/tensors tests/state tests/merging $(ARGS)
+	$(BIN)/coverage combine -q
+	for room in state tensors merging; do \
+		$(BIN)/coverage report --include="lit_wsl/$$room/*" --fail-under=95 || exit 1; \
+	done
+
+# Small faults in lit_wsl/tensors, each of which a test must notice; ARGS="fusion sphere" takes two modules.
+mutants: install
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 benchmark-text: install
 	$(BIN)/python -m benchmarks.text_tasks $(ARGS)
