@@ -152,7 +152,8 @@ class ShardedWriter:
 
     def _open_files(self, headers: list[tuple[bytes, int]], *, create: bool) -> None:
         for name, (header, size) in zip(self.file_names(), headers, strict=True):
-            file = os.open(self.directory / name, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o666)
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if create else 0)
+            file = os.open(self.directory / name, flags, 0o666)
             self._files.append(file)
             if create:
                 os.ftruncate(file, size)
@@ -169,14 +170,31 @@ class ShardedWriter:
         for path in journals:
             first, *lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
             if first == plan:  # what follows the last newline was cut off in the middle
-                found.update(json.loads(line) for line in lines[:-1])
+                found.update(record for line in lines[:-1] if (record := _record(line)) is not None)
+        kept = self._in_whole_files([size for _, size in headers])
+        found = {name: checksum for name, checksum in found.items() if name in kept}
         lines = [json.dumps([name, checksum]) for name, checksum in found.items()]
         self._journal_path.write_text("\n".join([plan, *lines, ""]), encoding="utf-8")
         if self._journal_path.name == JOURNAL:
             for path in journals:
                 path.unlink() if path != self._journal_path else None
         self.checksums = {name: checksum for name, checksum in found.items() if checksum is not None}
-        return found.keys() & self.infos.keys()
+        return set(found)
+
+    def _in_whole_files(self, sizes: list[int]) -> set[str]:
+        """Tensors of the files that are there as they were planned; those of a lost or cut file are written again."""
+        paths = [self.directory / name for name in self.file_names()]
+        whole = [path.is_file() and path.stat().st_size == size for path, size in zip(paths, sizes, strict=True)]
+        return {name for shard, is_whole in zip(self.shards, whole, strict=True) if is_whole for name in shard}
+
+
+def _record(line: str) -> tuple[str, int | None] | None:
+    """Name and checksum of a finished tensor; None for a damaged line, whose tensor is written again."""
+    try:
+        name, checksum = json.loads(line)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return (name, checksum) if isinstance(name, str) and isinstance(checksum, int | None) else None
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

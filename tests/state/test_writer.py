@@ -168,6 +168,48 @@ def test_a_torn_last_line_of_the_journal_counts_for_nothing(tmp_path, torn):
         writer.abandon()
 
 
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", "7", '["t1"]', '["t1", null, 1]', '[["t1"], null]', '["t1", "x"]', "[" * 99_999]
+)
+def test_a_damaged_line_of_the_journal_counts_for_nothing(tmp_path, line):
+    state = {f"t{i}": torch.randn(5) for i in range(2)}
+    first = ShardedWriter(tmp_path, plan(state))
+    first.finish("t0")
+    first.abandon()
+    with (tmp_path / ".journal").open("a") as journal:
+        journal.write(f'{line}\n["unknown", null]\n')
+    second = ShardedWriter(tmp_path, plan(state))
+    assert second.finished == {"t0"}
+    second.abandon()
+
+
+@pytest.mark.parametrize("size", [None, 0, 9, 10_000])
+def test_what_was_finished_in_a_lost_or_cut_file_is_written_again(tmp_path, size):
+    state = {f"t{i}": torch.randn(5) for i in range(2)}
+    first = ShardedWriter(tmp_path, plan(state), shard_bytes=20)
+    for name, tensor in state.items():
+        first.write(name, tensor)
+        first.finish(name)
+    first.abandon()
+    lost = tmp_path / first.file_names()[0]
+    lost.unlink()
+    if size is not None:
+        lost.write_bytes(bytes(size))
+    second = ShardedWriter(tmp_path, plan(state), shard_bytes=20)
+    assert second.finished == {"t1"}
+    second.abandon()
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.safetensors").symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        ShardedWriter(tmp_path / "out", plan({"a": torch.ones(3)}))
+    assert elsewhere.read_text() == "mine"
+
+
 def test_a_journal_of_another_plan_is_ignored(tmp_path):
     first = ShardedWriter(tmp_path, plan({"a": torch.ones(3)}))
     first.finish("a")
