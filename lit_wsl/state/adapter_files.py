@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lit_wsl.state.adapter_layers import rank_patterns
@@ -75,4 +74,4 @@ def peft_factors(module: str, factors: LoraFactors, *, embedding: bool) -> dict[
         A = A.reshape(factors.rank, *factors.shape[1:])
         B = B.reshape(*B.shape, *[1] * (len(factors.shape) - 2))
     names = (f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight")
-    return {names[0]: A.to(torch.float32).contiguous(), names[1]: B.contiguous()}
+    return {names[0]: A.contiguous(), names[1]: B.contiguous()}

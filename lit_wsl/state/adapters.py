@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -71,9 +72,14 @@ class AdapterConfig:
 def by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     """Value of the first pattern that matches the end of a module path at a component boundary."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _at_the_end(pattern).match(module):
             return value
     return default
+
+
+@cache  # a pattern for each layer of a large model is more than ``re`` keeps
+def _at_the_end(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def read_adapter_config(directory: Path) -> AdapterConfig:
@@ -220,6 +226,8 @@ class Adapter:
             name = key.removeprefix(PREFIX)
             role, module, leaf = _classify(name)
             entry = parts.setdefault(f"{module}.{leaf}", {"module": module})
+            if role in entry:
+                raise CheckpointError(f"{self.directory}: {entry[role]!r} and {key!r} are one tensor; remove one.")
             entry[role] = key
             entry["embedding"] = entry.get("embedding", False) or "lora_embedding_" in name
         for name, entry in parts.items():

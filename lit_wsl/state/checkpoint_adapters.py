@@ -27,6 +27,10 @@ _KEY, _VERSION = "lit_wsl_universal", "1"
 _SAME = 0.01
 """Share of its norm by which a weight may differ from the base's through rounding."""
 
+_LAYER = {"name": str, "base": str, "magnitude": str, "transposed": bool, "parts": list}
+_PART = {"A": str, "B": str, "shift": str, "A_turned": bool, "scale": int | float, "start": int}
+"""What a signature says of a layer, and of each of its updates."""
+
 
 @dataclass(frozen=True)
 class _Layer:
@@ -104,9 +108,19 @@ def _side_car(content: Any, path: Path) -> Mapping[str, Any]:
 def _layers(saved: Mapping[str, Any], path: Path) -> list[_Layer]:
     try:
         signatures = [json.loads(text) for text in saved["signatures"].values()]
+        for one in signatures:
+            _check_told(one, _LAYER)
+            for part in one["parts"]:
+                _check_told(part, _PART)
         return [_Layer(one, _plain(one["name"], saved)) for one in signatures]
     except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: its description of adapters is damaged ({error!r}); save it again.") from error
+
+
+def _check_told(told: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(told[name], kind):
+            raise TypeError(f"`{name}` is {told[name]!r}")
 
 
 def _plain(name: str, saved: Mapping[str, Any]) -> str:

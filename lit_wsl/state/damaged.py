@@ -4,7 +4,14 @@ from pathlib import Path
 
 from lit_wsl.errors import CheckpointError
 from lit_wsl.state.layout import index_of, read_index
-from lit_wsl.state.reader import SINGLE_NAMES, SafetensorsReader, StateReader, open_state, shard_path
+from lit_wsl.state.reader import (
+    SINGLE_NAMES,
+    TORCH_SUFFIXES,
+    SafetensorsReader,
+    StateReader,
+    open_state,
+    shard_path,
+)
 from lit_wsl.state.safetensors import SafetensorsFile
 
 
@@ -58,5 +65,5 @@ def _single(source: Path) -> Path | None:
     if not source.is_dir():
         return source if source.is_file() else None
     named = next((source / name for name in SINGLE_NAMES if (source / name).is_file()), None)
-    found = [file for file in source.glob("*.safetensors") if file.is_file()]
+    found = [file for file in source.iterdir() if file.suffix in (".safetensors", *TORCH_SUFFIXES) and file.is_file()]
     return named or (found[0] if len(found) == 1 else None)

@@ -72,10 +72,9 @@ def _files(directory: Path) -> list[str]:
 
 def _published_files(directory: Path) -> list[str]:
     try:
-        listed: list[str] = json.loads((directory / MARKER).read_text(encoding="utf-8"))["files"]
+        return [str(name) for name in json.loads((directory / MARKER).read_text(encoding="utf-8"))["files"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{directory / MARKER} is damaged; choose another output directory.") from error
-    return listed
 
 
 @contextmanager
@@ -146,7 +145,7 @@ def _scratch(partial: Path, fingerprint: str) -> Path:
     """The partial directory, emptied unless it belongs to the same work."""
     note = partial / FINGERPRINT
     ours = note.exists() or (partial / MARKER).exists()  # killed just before the last rename, only the marker is left
-    if partial.exists() and any(partial.iterdir()) and not ours:
+    if os.path.lexists(partial) and not ours and (not partial.is_dir() or any(partial.iterdir())):
         raise CheckpointError(f"{partial} is in the way and was not made by lit-wsl; move it or choose another output.")
     if ours and (not note.exists() or note.read_text() != fingerprint):
         shutil.rmtree(partial)

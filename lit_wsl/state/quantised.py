@@ -53,6 +53,9 @@ class QuantisedState(StateReader):
         """The files of the checkpoint."""
         return self._reader.files()
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.packed or name in self._reader
+
 
 def packed_weights(reader: StateReader) -> dict[str, str]:
     """Parameters whose entries are stored packed, each with the tensor that holds them.

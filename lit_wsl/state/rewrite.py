@@ -181,7 +181,7 @@ def _remove(files: Mapping[Path, list[str]] | list[Path]) -> None:
 def _remove_left_behind(layout: Layout, index: Path) -> None:
     """Remove new shards of a killed rename, which no index names."""
     named = named_files(index) | (named_files(backup_of(index)) if backup_of(index).is_file() else set())
-    stems = {file.parent / _VERSION.sub("", file.stem) for file in layout.shards}
+    stems = {file.parent / stem for file, stem in _stems(list(layout.shards)).items()}
     for file in {found for stem in stems for found in stem.parent.glob("*.r*.safetensors")} - named:
         if _VERSION.search(file.stem) and file.parent / _VERSION.sub("", file.stem) in stems:
             file.unlink(missing_ok=True)
@@ -221,7 +221,14 @@ def _free_names(files: list[Path]) -> dict[Path, Path]:
     number = 0
     while True:
         mark = f".r{number}" if number else ""
-        made = {file: file.with_name(f"{_VERSION.sub('', file.stem)}{mark}.safetensors") for file in files}
-        if len(set(made.values())) == len(made) and not any(os.path.lexists(path) for path in made.values()):
+        made = {file: file.with_name(f"{stem}{mark}.safetensors") for file, stem in _stems(files).items()}
+        if not any(os.path.lexists(path) for path in made.values()):
             return made
         number += 1
+
+
+def _stems(files: list[Path]) -> dict[Path, str]:
+    """Names of files without suffix, and without the marks of earlier renames unless marks alone tell them apart."""
+    plain = {file: _VERSION.sub("", file.stem) for file in files}
+    is_told_apart = len({file.with_name(stem) for file, stem in plain.items()}) == len(files)
+    return plain if is_told_apart else {file: file.stem for file in files}

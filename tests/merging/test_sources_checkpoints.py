@@ -1,5 +1,7 @@
 """Training checkpoints with merged weights and their adapters beside them, as models and as adapters."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -146,10 +148,14 @@ def test_a_damaged_description_is_refused(tmp_path):
     content = torch.load(tmp_path / "run.ckpt")
     layers = content[SIDECAR_KEY]["layers"]["state_dict"]
     name = next(iter(layers["signatures"]))
-    for text, words in (("{", "damaged"), ("{}", "damaged"), ("[]", "damaged")):
+    whole = json.loads(layers["signatures"][name])
+    [part] = whole["parts"]
+    lacking = [json.dumps({k: v for k, v in whole.items() if k != lost}) for lost in whole if lost != "own"]
+    odd = [json.dumps(whole | {"parts": [part | {key: None}]}) for key in ("A", "scale", "A_turned", "start", "shift")]
+    for text in ("{", "{}", "[]", '{"name": "net"}', *lacking, *odd):
         layers["signatures"][name] = text
         torch.save(content, tmp_path / "bad.ckpt")
-        with pytest.raises(LitWslError, match=words):
+        with pytest.raises(LitWslError, match="damaged"):
             opened(adapters=[str(tmp_path / "bad.ckpt")])
     content = torch.load(tmp_path / "run.ckpt")
     adapters = content[SIDECAR_KEY]["layers"]["state_dict"]["adapters"]

@@ -1,6 +1,7 @@
 """One scale rule for adapters, and writing what PEFT reads back."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -31,6 +32,18 @@ from lit_wsl.tensors.lora import LoraFactors, fold
 def test_the_scale_rule(settings, module, scale):
     """A1.2, A1.3"""
     assert AdapterConfig(r=8, lora_alpha=16, **settings).scale(module) == pytest.approx(scale)
+
+
+def test_a_pattern_for_each_layer_of_a_large_model_is_compiled_once(monkeypatch):
+    """``re`` keeps 512 patterns; a checkpoint's adapters have one for each layer."""
+    patterns = {rf"^layers\.{n}\.q": n + 1 for n in range(600)}
+    config = AdapterConfig(r=1, lora_alpha=1.0, rank_pattern=patterns, alpha_pattern=patterns)
+    compiled = []
+    compile_pattern = re.compile
+    monkeypatch.setattr(re, "compile", lambda *given: compiled.append(given) or compile_pattern(*given))
+    for _ in range(3):
+        assert config.scale("layers.599.q") == 1.0
+    assert len(compiled) == 600
 
 
 def factors(shape, rank, **settings):
@@ -90,6 +103,13 @@ def test_a_tensor_that_is_not_understood_is_named(tmp_path, name):
     write_adapter(tmp_path, {"q": (factors((6, 4), 2), False)}, task_type=None)
     edit(tmp_path, **{name: torch.ones(2)})
     with pytest.raises(CheckpointError, match=name.removeprefix("base_model.model.")):
+        Adapter(tmp_path)
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path):
+    write_adapter(tmp_path, {"q": (factors((6, 4), 2), False)}, task_type=None)
+    edit(tmp_path, **{"base_model.model.q.lora_A.default.weight": torch.ones(2, 4)})
+    with pytest.raises(CheckpointError, match="are one tensor; remove one"):
         Adapter(tmp_path)
 
 

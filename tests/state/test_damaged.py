@@ -152,6 +152,14 @@ def test_only_the_file_that_a_reader_would_open_is_looked_at(tmp_path):
     check(tmp_path, [5], "truncated")
 
 
+def test_a_reader_that_cannot_choose_a_file_is_not_helped_to_one(tmp_path):
+    save_file(tensors([0]), tmp_path / "a.safetensors")
+    torch.save(tensors([1]), tmp_path / "b.pt")
+    for read in (open_state, open_readable):
+        with pytest.raises(CheckpointError, match="2 weight files but no index"):
+            read(tmp_path)
+
+
 def nothing(directory):
     pass
 

@@ -6,7 +6,7 @@ import pytest
 
 from lit_wsl.errors import CheckpointError
 from lit_wsl.state import published_directory
-from lit_wsl.state.publish import check_writable, published_file
+from lit_wsl.state.publish import MARKER, check_writable, published_file
 
 
 def write(target, text, **settings):
@@ -92,3 +92,20 @@ def test_a_parent_that_is_a_file_is_one_clear_line(tmp_path):
     with pytest.raises(CheckpointError, match="/file cannot be used: .*/file is a file; choose another"):
         check_writable(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_under_the_working_name_survives(tmp_path):
+    (tmp_path / "out.partial").write_text("years of work")
+    with pytest.raises(CheckpointError, match="in the way"):
+        write(tmp_path / "out", "first")
+    assert (tmp_path / "out.partial").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("files", ["3", "null", "[[]]", '{"content": 1}'])
+def test_a_damaged_list_of_what_was_published_replaces_nothing(tmp_path, files):
+    write(tmp_path / "out", "first")
+    (tmp_path / "out" / MARKER).write_text(f'{{"files": {files}}}')
+    (tmp_path / "out/stranger").write_text("years of work")
+    with pytest.raises(CheckpointError, match="choose another"):
+        write(tmp_path / "out", "second", overwrite=True)
+    assert (tmp_path / "out/stranger").read_text() == "years of work"

@@ -190,3 +190,12 @@ def test_new_shards_take_names_that_nobody_has(tmp_path):
     wanted = [tmp_path / "a.safetensors", tmp_path / "b.r4.safetensors"]
     assert list(rewrite._free_names(wanted).values()) == [tmp_path / "a.r2.safetensors", tmp_path / "b.r2.safetensors"]
     assert rewrite._free_names([tmp_path / "c.bin"]) == {tmp_path / "c.bin": tmp_path / "c.safetensors"}
+
+
+def test_shards_that_differ_in_a_mark_alone_keep_it(tmp_path):
+    """Their names without the mark are one, so no number would ever tell the new ones apart."""
+    wanted = [tmp_path / "m.r1.safetensors", tmp_path / "m.r2.safetensors"]
+    for file in wanted:
+        file.touch()
+    made = [tmp_path / "m.r1.r1.safetensors", tmp_path / "m.r2.r1.safetensors"]
+    assert list(rewrite._free_names(wanted).values()) == made
