@@ -136,17 +136,25 @@ class WeightMapper:
         """
         return self._last().get_score_breakdown(source)
 
-    def print_analysis(self) -> None:
-        """Print what was mapped, what is ambiguous, and what is left over."""
+    def print_analysis(self, width: int | None = None) -> None:
+        """Print what was mapped, what is ambiguous, and what is left over.
+
+        Args:
+            width: Columns of the tables; default those of the terminal or notebook, in a file as many as are needed.
+        """
         from lit_wsl.mapper.tables import print_analysis
 
-        print_analysis(self._last())
+        print_analysis(self._last(), width)
 
-    def visualize_mapping(self) -> None:
-        """Print a table of the recipes, repeated blocks in one row."""
+    def visualize_mapping(self, width: int | None = None) -> None:
+        """Print a table of the recipes, repeated blocks in one row.
+
+        Args:
+            width: Columns of the table; default those of the terminal or notebook, in a file as many as are needed.
+        """
         from lit_wsl.mapper.tables import print_mapping
 
-        print_mapping(self._last())
+        print_mapping(self._last(), width)
 
     def visualize_hierarchies(self) -> None:
         """Print both models as trees, repeated blocks once."""

@@ -15,7 +15,7 @@ from lit_wsl.mapper.result import MappingResult
 from lit_wsl.mapper.rows import LeftOver, Row, left_over_sources, left_over_targets, rows_of
 
 _PLAIN_WIDTH = 1000
-"""Columns where there is no terminal to ask: no name in a file is broken."""
+"""Columns where there is no terminal and no notebook to ask: no name in a file is broken."""
 _TWO_NAMES = 130
 """Columns from which two names stand side by side."""
 _NARROW = 14
@@ -24,9 +24,14 @@ _PROSE_WIDTH = 70
 """Columns of a sentence, which may be broken."""
 
 
-def print_analysis(result: MappingResult) -> None:
-    """Print what is ambiguous, what is left over and why, and how much is mapped."""
-    console = _console()
+def print_analysis(result: MappingResult, width: int | None = None) -> None:
+    """Print what is ambiguous, what is left over and why, and how much is mapped.
+
+    Args:
+        result: The mapping.
+        width: Columns of the tables; default those of the terminal or notebook, in a file as many as are needed.
+    """
+    console = _console(width)
     rows = rows_of(result)
     if doubtful := [row for row in rows if row.is_ambiguous]:
         console.print(_doubts(doubtful))
@@ -36,12 +41,17 @@ def print_analysis(result: MappingResult) -> None:
     if open_:
         console.print(_left_over(open_, "Target tensors that nothing makes", ""))
     for line in summary(result):
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=width is None and not console.is_jupyter)
 
 
-def print_mapping(result: MappingResult) -> None:
-    """Print a table of the recipes, those of repeated blocks in one row."""
-    console = _console()
+def print_mapping(result: MappingResult, width: int | None = None) -> None:
+    """Print a table of the recipes, those of repeated blocks in one row.
+
+    Args:
+        result: The mapping.
+        width: Columns of the table; default those of the terminal or notebook, in a file as many as are needed.
+    """
+    console = _console(width)
     is_narrow = console.width < _TWO_NAMES
     names = ("source, target",) if is_narrow else ("source", "target")
     table = _table(*names, title=f"{result.source.where} → {result.target.where}")
@@ -83,10 +93,12 @@ def summary(result: MappingResult) -> list[str]:
     return lines if result.matches else lines[:1]
 
 
-def _console() -> Console:
-    """A console that takes names as they are, as wide as the terminal, or wide enough for a file."""
-    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
-    return Console(width=width, markup=False, emoji=False, highlight=False)
+def _console(width: int | None = None) -> Console:
+    """A console that takes names as they are, as wide as the terminal or notebook, or wide enough for a file."""
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    if width is None and not sys.stdout.isatty() and not console.is_jupyter:
+        console.width = _PLAIN_WIDTH
+    return console
 
 
 def _table(*columns: str, title: str) -> Table:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.mapper import WeightMap, WeightMapper
+from lit_wsl.mapper import WeightMap, WeightMapper, tables
 from lit_wsl.mapper.hierarchy import branches_of
 from lit_wsl.mapper.inventory import take_inventory
 from lit_wsl.mapper.report import report_of
@@ -221,15 +221,30 @@ def test_printed_tables_hold_names_as_they_are(capsys):
     assert "\x1b" not in out
 
 
-def test_names_stand_below_each_other_on_a_narrow_terminal(capsys, monkeypatch):
+def test_names_stand_below_each_other_where_there_is_no_room(capsys):
     mapped = mapper("vit hf→timm")
     mapped.visualize_mapping()
     assert "┃ source " in capsys.readouterr().out
-    monkeypatch.setattr("lit_wsl.mapper.tables._PLAIN_WIDTH", 80)
-    mapped.visualize_mapping()
+    mapped.visualize_mapping(width=80)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert any("→\N{NO-BREAK SPACE}blocks." in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [72, 100])
+def test_every_line_fits_a_width(capsys, width):
+    mapped = mapper("vit hf→timm")
+    mapped.suggest_mapping(strategy="shape_only", threshold=0.0)
+    mapped.visualize_mapping(width)
+    mapped.print_analysis(width)
+    lines = capsys.readouterr().out.splitlines()
+    assert width - 4 <= max(map(len, lines)) <= width
+
+
+def test_a_notebook_has_the_width_of_its_page(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert tables._console().width < 130
+    assert tables._console(90).width == 90
 
 
 def test_longest_names_do_not_break_the_tables(capsys):
