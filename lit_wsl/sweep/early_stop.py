@@ -1,11 +1,12 @@
 """Stop a search that no longer finds anything better."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from lit_wsl.errors import ConfigError, did_you_mean
+from lit_wsl.errors import ConfigError
 from lit_wsl.merging.parameters import is_number
+from lit_wsl.merging.settings import read_part
 from lit_wsl.sweep.records import Record, best_of
 
 
@@ -31,13 +32,22 @@ class EarlyStop:
     """Stop only when neither the score grows nor the points move."""
 
     def __post_init__(self) -> None:
+        for name in ("enabled", "require_both"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    f"`{name}` must be true or false in `search.early_stop`, got {getattr(self, name)!r}."
+                )
+        for name in ("min_evals", "patience"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ConfigError(f"`{name}` must be a whole number in `search.early_stop`, got {value!r}.")
         for name, least in (("min_evals", 1), ("patience", 1), ("min_score_delta", 0.0)):
             value = getattr(self, name)
-            if not is_number(value) or value < least:
+            if not is_number(value) or not value >= least:
                 raise ConfigError(f"`{name} >= {least}` must hold for `search.early_stop`, got {value!r}.")
         given = self.param_resolution
         for value in given.values() if isinstance(given, Mapping) else () if given is None else (given,):
-            if not is_number(value) or value < 0:
+            if not is_number(value) or not value >= 0:
                 raise ConfigError(f"`param_resolution >= 0` must hold for `search.early_stop`, got {value!r}.")
         if self.require_both and given is None:
             raise ConfigError("`search.early_stop.require_both` needs `param_resolution`, such as 0.01.")
@@ -83,10 +93,4 @@ def read_early_stop(given: Any) -> EarlyStop | None:
         return None
     if given is True:
         return EarlyStop()
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"`search.early_stop` must be a mapping, got {given!r}.")
-    known = [f.name for f in fields(EarlyStop)]
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"`search.early_stop` has no key {key!r}. {did_you_mean(str(key), known)}")
-    return EarlyStop(**given)
+    return read_part(EarlyStop, given, "search.early_stop")

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_wsl.runs.strict import write_json
 from lit_wsl.sweep.records import Record, best_of, pareto_front
+from lit_wsl.sweep.storage import without_password
 from lit_wsl.sweep.study import SweepStudy
 
 
@@ -40,7 +41,7 @@ def summary_of(
         "timestamp": study.timestamp,
         **description,
         "grid": grid or ({} if study.settings.is_grid else None),
-        "search": dict(search),
+        "search": {key: without_password(str(one)) if key == "storage" and one else one for key, one in search.items()},
         "best_index": None if best is None else runs.index(best),
         "best_score": None if best is None else best.score,
         "best_params": None if best is None else best.params,

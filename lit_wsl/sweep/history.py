@@ -194,7 +194,7 @@ def _finite(value: Any) -> float | None:
 
 def _deltas_of(details: Mapping[str, Any]) -> dict[str, float | None]:
     given = details.get("interference_deltas")
-    return dict(given) if isinstance(given, Mapping) else {}
+    return {task: _finite(delta) for task, delta in given.items()} if isinstance(given, Mapping) else {}
 
 
 def _first_error(results: Mapping[str, Any]) -> str | None:

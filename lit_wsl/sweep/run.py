@@ -1,11 +1,10 @@
 """Run a sweep: begin or join its study, measure points, say what was found, and keep the best."""
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_wsl.merging.config import MergeConfig
 from lit_wsl.runs.layout import RunLayout
@@ -21,6 +20,10 @@ from lit_wsl.sweep.settings import read_search
 from lit_wsl.sweep.storage import place_of
 from lit_wsl.sweep.study import SweepStudy
 from lit_wsl.sweep.workers import Job, others, work
+from lit_wsl.tensors.workers import free_cores
+
+if TYPE_CHECKING:
+    from lit_wsl.sweep.objective import MergeObjective
 
 Status = Literal["complete", "early_stopped", "interrupted", "running"]
 POLL_SECONDS = 0.5
@@ -105,12 +108,9 @@ def run_sweep(
     elsewhere = post_config(config)
     config = replace(config, threads=_share(count)) if count > 1 and not config.threads else config
     layout = layout or RunLayout()
-    if objective is None:
-        from lit_wsl.sweep.objective import MergeObjective  # models are imported only where they are needed
-
-        objective = MergeObjective(config, layout)
-        if elsewhere is not None and post_objective is None:
-            post_objective = MergeObjective(elsewhere, layout, keep=True)
+    objective = _merging(config, layout) if objective is None else objective
+    if elsewhere is not None and post_objective is None:
+        post_objective = _merging(elsewhere, layout, keep=True)
     directory = sweeps_dir(config, layout)
     name = study_name(config, str(getattr(objective, "identity", "")))
     job = Job(
@@ -131,6 +131,13 @@ def run_sweep(
     return running.result(status)
 
 
+def _merging(config: MergeConfig, layout: RunLayout, *, keep: bool = False) -> "MergeObjective":
+    """The objective that merges and evaluates."""
+    from lit_wsl.sweep.objective import MergeObjective  # models are imported only where they are needed
+
+    return MergeObjective(config, layout, keep=keep)
+
+
 def sweeps_dir(config: MergeConfig, layout: RunLayout) -> Path:
     """Where the sweeps of a configuration lie."""
     if config.output_dir:
@@ -144,7 +151,7 @@ def _tasks(config: MergeConfig, objective: Objective) -> list[str]:
 
 def _share(count: int) -> int:
     """Cores for each of several processes."""
-    return max(1, len(os.sched_getaffinity(0)) // count)
+    return max(1, free_cores() // count)
 
 
 class _Running:

@@ -1,11 +1,14 @@
 """The `search` of a configuration, read and checked once."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lit_wsl.errors import ConfigError, did_you_mean
+from lit_wsl.merging.parameters import is_number
+from lit_wsl.merging.settings import renamed
 from lit_wsl.sweep.early_stop import EarlyStop, read_early_stop
 from lit_wsl.sweep.outcome import Params
 from lit_wsl.sweep.space import Space, read_grid, read_space
@@ -45,13 +48,13 @@ _KEYS = {
     "known_points_consume_budget",
     "inject_zero_baseline",
     "warm_start_sweeps",
-    "warm_start_from",
     "warm_start_max_points",
     "early_stop",
     "storage",
     "workers",
 }
-_SYNONYMS = {"early_stopping": "early_stop"}
+_FORMER = {"early_stopping": "early_stop", "warm_start_from": "warm_start_sweeps"}
+"""Other names of keys."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def read_search(search: Mapping[str, Any] | None) -> SearchSettings:
         inject_zero_baseline=_flag(given, "inject_zero_baseline"),
         warm_start=_paths(given),
         warm_start_max_points=_whole(given, "warm_start_max_points", None, least=None),
-        early_stop=read_early_stop(given.get("early_stop")),
+        early_stop=_early_stop(given, space),
         storage=None if given.get("storage") is None else str(given["storage"]),
         workers=_whole(given, "workers", 1, least=1) or 1,
     )
@@ -129,13 +132,14 @@ def _spelt(search: Mapping[str, Any] | None) -> dict[str, Any]:
         )
     if not isinstance(search, Mapping):
         raise ConfigError(f"`search` must be a mapping, got {search!r}.")
-    given = {_SYNONYMS.get(str(key), str(key)): value for key, value in search.items()}
+    given = renamed({str(key): value for key, value in search.items()}, _FORMER)
     for key in given:
         if key not in _KEYS | _EARLIER:
             raise ConfigError(f"`search` has no key {key!r}. {did_you_mean(key, _KEYS)}")
     unused = sorted(_EARLIER & given.keys())
     if unused:
-        logger.warning("`search.%s` has no effect: the Gaussian process of this version sets itself.", unused[0])
+        told, verb = ", ".join(f"`search.{key}`" for key in unused), "has" if len(unused) == 1 else "have"
+        logger.warning("%s %s no effect: the Gaussian process of this version sets itself.", told, verb)
     return given
 
 
@@ -159,8 +163,17 @@ def _known(given: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return points
 
 
+def _early_stop(given: Mapping[str, Any], space: Space) -> EarlyStop | None:
+    stop = read_early_stop(given.get("early_stop"))
+    for name in stop.param_resolution if stop is not None and isinstance(stop.param_resolution, Mapping) else ():
+        if name not in space.dimensions:
+            told = did_you_mean(str(name), space.dimensions)
+            raise ConfigError(f"`search.early_stop.param_resolution` names {name!r}, which is not searched. {told}")
+    return stop
+
+
 def _paths(given: Mapping[str, Any]) -> list[str]:
-    paths = given.get("warm_start_sweeps", given.get("warm_start_from")) or []
+    paths = given.get("warm_start_sweeps") or []
     paths = [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
         raise ConfigError(f"`search.warm_start_sweeps` must be a path or a list of paths, got {paths!r}.")
@@ -171,7 +184,7 @@ def _whole(given: Mapping[str, Any], name: str, default: int | None, *, least: i
     value = given.get(name)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    if not is_number(value) or not math.isfinite(value) or value != int(value):
         raise ConfigError(f"`search.{name}` must be a whole number, got {value!r}.")
     if least is not None and value < least:
         raise ConfigError(f"`{name} >= {least}` must hold for `search`, got {value}.")

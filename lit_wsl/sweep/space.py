@@ -10,6 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lit_wsl.errors import ConfigError, did_you_mean
+from lit_wsl.merging.parameters import is_number
 from lit_wsl.sweep.outcome import Params
 
 DECIMALS = 12
@@ -53,7 +54,7 @@ class Dimension:
                 if _text(known) == wanted:
                     return choice
             raise ConfigError(f"`{self.name}` cannot be {value!r}; its values are {list(self.values)}.")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not is_number(value) or not math.isfinite(value):
             raise ConfigError(f"`{self.name}` must be a number, got {value!r}.")
         if isinstance(self.distribution, IntDistribution) and value != int(value):
             raise ConfigError(f"`{self.name}` must be a whole number, got {value!r}.")
@@ -173,24 +174,36 @@ def _range(where: str, given: Mapping[str, Any], *, whole: bool) -> BaseDistribu
     scale = str(given.get("scale", "linear")).lower()
     if scale not in ("linear", "log"):
         raise ConfigError(f"`{where}.scale` must be linear or log, got {scale!r}.")
-    log = bool(given.get("log", False)) or scale == "log"
+    if not isinstance(given.get("log", False), bool):
+        raise ConfigError(f"`{where}.log` must be true or false, got {given['log']!r}.")
+    log = given.get("log", False) or scale == "log"
     if log and low <= 0:
         raise ConfigError(f"`{where}` is logarithmic and needs min > 0, got {low}.")
-    step = given.get("step")
+    step = _step(where, given)
     if step is not None and log:
         raise ConfigError(f"`{where}` cannot have a step on a logarithmic scale; leave one out.")
     if not whole:
         return FloatDistribution(low, high, log=log, step=step)
     if low != int(low) or high != int(high):
         raise ConfigError(f"`{where}` is of whole numbers; its bounds must be too, got {low} and {high}.")
+    if step is not None and step != int(step):
+        raise ConfigError(f"`{where}` is of whole numbers; its `step` must be too, got {step}.")
     return IntDistribution(int(low), int(high), log=log, step=int(step or 1))
+
+
+def _step(where: str, given: Mapping[str, Any]) -> float | None:
+    step = given.get("step")
+    if step is not None and not (is_number(step) and 0 < step < math.inf):
+        raise ConfigError(f"`{where}.step` must be a number above 0, got {step!r}.")
+    return step
 
 
 def _bound(where: str, given: Mapping[str, Any], name: str) -> float:
     value = given.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if value is None or not is_number(value) or not math.isfinite(value):
         raise ConfigError(f"`{where}` needs `min` and `max`, two numbers; `{name}` is {value!r}.")
-    return value
+    bound: float = value
+    return bound
 
 
 def _choice(name: str, values: list[Any]) -> Dimension:

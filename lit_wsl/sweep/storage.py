@@ -63,7 +63,7 @@ class Place:
                 ) from error
 
     def __str__(self) -> str:
-        return re.sub(r"//[^@/]*@", "//", self.url)  # no password in a message
+        return without_password(self.url)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -104,6 +104,11 @@ class Place:
     @property
     def _workers(self) -> Path:
         return self.beside.with_name(f"{self.beside.name}.workers")
+
+
+def without_password(url: str) -> str:
+    """The URL of a database for all to see: without its user and password."""
+    return re.sub(r"//[^@/]*@", "//", url)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
+from pickle import PicklingError
 
 from lit_wsl.errors import ConfigError, LitWslError
 from lit_wsl.sweep.outcome import Objective, measured
@@ -62,17 +63,27 @@ def others(job: Job, count: int) -> Iterator[list[BaseProcess]]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     processes: list[BaseProcess] = [context.Process(target=_take_part, args=(job, os.getpid())) for _ in range(count)]
     try:
+        _start(processes)
+        yield processes
+    finally:
+        _end(processes)
+
+
+def _start(processes: Sequence[BaseProcess]) -> None:
+    """Start processes.
+
+    Raises:
+        ConfigError: If the objective cannot be sent to them.
+    """
+    try:
         for process in processes:
             process.start()
-        yield processes
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, PicklingError) as error:
         if "pickle" not in str(error):
             raise
         raise ConfigError(
             f"Several workers need an objective that can be pickled ({error}); use a function of a module."
         ) from error
-    finally:
-        _end(processes)
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:

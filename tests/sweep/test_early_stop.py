@@ -55,6 +55,9 @@ def test_h5_it_can_be_off():
     ("given", "told"),
     [
         ({"patience": 0}, "patience >= 1"),
+        ({"patience": 2.5}, "`patience` must be a whole number"),
+        ({"enabled": "no"}, "`enabled` must be true or false"),
+        ({"min_score_delta": float("nan")}, "min_score_delta"),
         ({"min_evals": 0}, "min_evals >= 1"),
         ({"min_score_delta": -1}, "min_score_delta"),
         ({"param_resolution": -0.1}, "param_resolution"),

@@ -48,6 +48,12 @@ def test_h4_the_other_measurement_has_its_own_tasks_and_subset(tmp_path):
     assert post_config(replace(one, post_sweep_eval=None)) is None
 
 
+def test_h4_without_a_measurement_of_its_own_it_merges_and_evaluates(tmp_path):
+    """An objective of the caller's measures points; what is asked for elsewhere is not left out in silence."""
+    with pytest.raises(ConfigError, match="A sweep measures tasks"):
+        swept(elsewhere(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [({"spilt": "test"}, "Did you mean 'split'"), ({"split": "validation"}, "measures what the sweep did")],

@@ -34,6 +34,20 @@ def test_every_picture_is_drawn_and_the_page_holds_them_all(tmp_path):
     assert page.count("<tr ") == 12
 
 
+def test_no_password_of_a_database_is_written(tmp_path):
+    from lit_wsl.sweep.export import summary_of
+    from lit_wsl.sweep.settings import read_search
+    from lit_wsl.sweep.storage import place_of
+    from lit_wsl.sweep.study import SweepStudy
+
+    one = grid(tmp_path)
+    study = SweepStudy("sweep-a", place_of("journal", tmp_path), read_search(one.search), ["a"], constrained=False)
+    search = {**one.search, "storage": "mysql://user:secret@host/studies"}
+    summary = summary_of(study, {"method": "ties", "adapters": ["a"]}, search, status="running")
+    assert summary["search"]["storage"] == "mysql://host/studies"
+    assert "secret" not in page_of([], summary, {})
+
+
 def test_importances_need_some_points_and_sum_to_one(tmp_path):
     from lit_wsl.sweep.settings import read_search
     from lit_wsl.sweep.storage import place_of

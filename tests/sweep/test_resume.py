@@ -13,7 +13,7 @@ import pytest
 
 from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.sweep.storage import place_of
-from tests.sweep.toys import Counted, Noted, Together, bayes, config, grid, hill, points, swept
+from tests.sweep.toys import Counted, Noted, Together, Unpicklable, bayes, config, grid, hill, points, swept
 
 SQLITE = {"storage": None}
 
@@ -148,6 +148,8 @@ def test_a_worker_that_dies_leaves_its_point_to_the_others(tmp_path):
 def test_several_workers_need_an_objective_that_can_be_pickled(tmp_path):
     with pytest.raises(ConfigError, match="pickled"):
         swept(bayes(tmp_path, 4), lambda params: hill(params), workers=2)
+    with pytest.raises(ConfigError, match="pickled"):
+        swept(bayes(tmp_path, 4), Unpicklable(), workers=2)
 
 
 def test_ctrl_c_ends_every_worker(tmp_path):

@@ -70,6 +70,11 @@ def test_a11_8_logarithms_need_positive_bounds(log):
         ({"type": "choice"}, "needs `values`"),
         ({"min": 0, "max": 1, "lower": 0}, "no key 'lower'"),
         ({"type": "int", "min": 0.5, "max": 3}, "whole numbers"),
+        ({"min": 0, "max": 1, "step": 0}, "x.step` must be a number above 0"),
+        ({"min": 0, "max": 1, "step": "small"}, "x.step` must be a number above 0"),
+        ({"type": "int", "min": 0, "max": 9, "step": 1.5}, "whole numbers; its `step` must be too"),
+        ({"type": "int", "min": 0, "max": 9, "step": 0}, "x.step` must be a number above 0"),
+        ({"min": 0.1, "max": 1, "log": "no"}, "x.log` must be true or false"),
         (3, "must be a mapping"),
     ],
 )
@@ -94,7 +99,7 @@ def test_a11_9_defaults_of_a_search():
 
 def test_a11_9_settings_of_the_earlier_process_are_told_to_be_without_effect(caplog):
     read_search({"type": "bayes", "space": {"x": {"min": 0, "max": 1}}, "xi": 0.01, "n_candidates": 2048})
-    assert "no effect" in caplog.text
+    assert "`search.n_candidates`, `search.xi` have no effect" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -106,11 +111,22 @@ def test_a11_9_settings_of_the_earlier_process_are_told_to_be_without_effect(cap
         ({"type": "cmaes", "space": {"x": {"min": 0, "max": 1}}}, "two or more numeric"),
         ({"type": "grid", "grid": [1]}, "must map"),
         ({"type": "grid", "grid": {"x": []}}, "no values"),
+        ({"type": "grid", "grid": {}, "budget": math.inf}, "whole number"),
+        ({"type": "grid", "grid": {}, "workers": math.nan}, "whole number"),
+        ({"type": "grid", "grid": {"x": [1]}, "early_stop": {"param_resolution": {"y": 0.1}}}, "'y'"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(search, told):
     with pytest.raises(ConfigError, match=told):
         read_search(search)
+
+
+def test_of_two_names_the_newer_one_holds_in_any_order():
+    given = {"warm_start_sweeps": "a", "early_stop": {"patience": 3}}
+    former = {"warm_start_from": "b", "early_stopping": False}
+    for one in ({**given, **former}, {**former, **given}):
+        search = read_search({"type": "grid", "grid": {}, **one})
+        assert (search.warm_start, search.early_stop.patience) == (["a"], 3)
 
 
 def test_a11_16_floats_are_one_point_to_twelve_decimals():

@@ -1,6 +1,7 @@
 """Objectives without models, and configurations of sweeps over them."""
 
 import os
+import pickle
 import signal
 import time
 from pathlib import Path
@@ -79,6 +80,16 @@ class Noted:
         (self.folder / f"{os.getpid()}-{time.monotonic_ns()}").write_text(repr(params))
         time.sleep(self.seconds)
         return hill(params)
+
+
+class Unpicklable:
+    """What pickle refuses by its own kind of error, as it does a lambda of a module."""
+
+    def __call__(self, params):
+        return hill(params)
+
+    def __reduce__(self):
+        raise pickle.PicklingError("Can't pickle <function <lambda>>: attribute lookup <lambda> failed")
 
 
 class Together(Noted):
