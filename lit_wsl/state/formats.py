@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ CONTAINER_KEYS = ("state_dict", "model", "model_state_dict", "module")
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 """Path components that torch.compile, FSDP and activation checkpointing insert into names."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""File of an adapter directory that says what its factors mean."""
 _CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.tiktoken", "[0-9]_*/*.json", "LICENSE*")
 _LEFT = (
     "*.index.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "trainer_state.json",
     "merge_metadata.json",
     "delta_config.json",
@@ -70,12 +72,19 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def carry_files(source: Path, target: Path) -> list[str]:
-    """Copy configuration and tokenizer files of a model directory; returns the copied names."""
+def carry_files(source: Path, target: Path, *, keep: Collection[str] = ()) -> list[str]:
+    """Copy configuration and tokenizer files of a model directory; returns the copied names.
+
+    Args:
+        source: The model directory.
+        target: Where to.
+        keep: Files that are copied too, although they usually tell of other weights than those in ``target``.
+    """
     copied = []
     for path in sorted({p for pattern in _CARRIED for p in source.glob(pattern)}):
         relative = path.relative_to(source)
-        if not path.is_file() or any(path.match(pattern) for pattern in _LEFT):
+        is_left = path.name not in keep and any(path.match(pattern) for pattern in _LEFT)
+        if is_left or not path.is_file():
             continue
         (target / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / relative)

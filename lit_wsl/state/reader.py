@@ -88,10 +88,7 @@ class SafetensorsReader(StateReader):
         for shard in shards:
             for name in shard.infos:
                 if name in self._home:
-                    raise CheckpointError(
-                        f"{where}: tensor {name!r} is in {self._home[name].path.name} and in {shard.path.name}; "
-                        "remove the shards of an older save."
-                    )
+                    raise _in_two(where, name, self._home[name].path, shard.path)
                 self._home[name] = shard
 
     def keys(self) -> list[str]:
@@ -222,12 +219,28 @@ def _open_index(index: Path) -> StateReader:
     files = list(dict.fromkeys(weight_map.values()))
     paths = [shard_path(index, file) for file in files]
     if paths and paths[0].suffix in TORCH_SUFFIXES:
-        merged: dict[str, Tensor] = {}
-        for path in paths:
-            merged.update(_load_torch(path))
         weight_map = {strip_wrappers(name): file for name, file in weight_map.items()}  # as in the tensors' own names
-        return _checked_against(index, weight_map, MemoryReader(merged, str(index.parent), paths))
+        return _checked_against(index, weight_map, MemoryReader(_load_shards(index, paths), str(index.parent), paths))
     return _checked_against(index, weight_map, SafetensorsReader(index.parent, list(map(_open_safetensors, paths))))
+
+
+def _load_shards(index: Path, paths: Sequence[Path]) -> dict[str, Tensor]:
+    """State dict of several torch files."""
+    merged: dict[str, Tensor] = {}
+    homes: dict[str, Path] = {}
+    for path in paths:
+        part = _load_torch(path)
+        if common := merged.keys() & part.keys():
+            raise _in_two(index.parent, min(common), homes[min(common)], path)
+        merged |= part
+        homes |= dict.fromkeys(part, path)
+    return merged
+
+
+def _in_two(where: Path, name: str, one: Path, other: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{where}: tensor {name!r} is in {one.name} and in {other.name}; remove the shards of an older save."
+    )
 
 
 def _read_weight_map(index: Path) -> dict[str, str]:

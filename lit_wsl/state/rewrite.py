@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.state.formats import carry_files
+from lit_wsl.state.formats import ADAPTER_CONFIG, carry_files
 from lit_wsl.state.layout import Layout, named_files, read_index
 from lit_wsl.state.publish import locked, published_directory, published_file
 from lit_wsl.state.remap import copies
@@ -61,7 +61,7 @@ def write_directory(
         if layout.index is not None:
             _write_index(layout.index, weight_map, scratch / _index_name(layout.index))
         if layout.is_directory:
-            carry_files(layout.folder, scratch)
+            carry_files(layout.folder, scratch, keep={ADAPTER_CONFIG})
 
 
 def replace(

@@ -106,12 +106,15 @@ def test_sharded_directory_and_its_index(tmp_path, suffix):
             same(reader.read(name), tensor)
 
 
-def test_a_tensor_in_two_shards_is_refused(tmp_path):
-    for file in ("a.safetensors", "b.safetensors"):
-        save_file({"x": torch.ones(1), file: torch.ones(1)}, tmp_path / file)
-    index = {"weight_map": {"x": "a.safetensors", "b.safetensors": "b.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="'x' is in a.safetensors and in b.safetensors"):
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_tensor_in_two_shards_is_refused(tmp_path, suffix):
+    save = save_file if suffix == "safetensors" else torch.save
+    for stem in "ab":
+        save({"x": torch.ones(1), stem: torch.ones(1)}, tmp_path / f"{stem}.{suffix}")
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    index = {"weight_map": {"x": f"a.{suffix}", "b": f"b.{suffix}"}}
+    (tmp_path / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=f"'x' is in a.{suffix} and in b.{suffix}"):
         open_state(tmp_path)
 
 

@@ -76,6 +76,13 @@ def test_a_directory_keeps_its_shards_configuration_and_metadata(tmp_path, suffi
     assert (tmp_path / "out/config.json").read_text() == '{"hidden_size": 4}'
 
 
+def test_an_adapter_directory_stays_one(tmp_path):
+    save_single(tmp_path / "in", "adapter_model.safetensors")
+    (tmp_path / "in/adapter_config.json").write_text('{"r": 8}')
+    write_directory(Layout.of(tmp_path / "in"), NAMES, tmp_path / "out")
+    assert (tmp_path / "out/adapter_config.json").read_text() == '{"r": 8}'
+
+
 def test_what_is_left_out_leaves_no_empty_shard(tmp_path):
     save_shards(tmp_path / "in")
     write_directory(Layout.of(tmp_path / "in"), {"only": "a.bias"}, tmp_path / "out")
