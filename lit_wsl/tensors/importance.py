@@ -37,7 +37,8 @@ def outlier_threshold(magnitudes: Tensor) -> float:
     selector.update(magnitudes)
     while not selector.end_pass():
         selector.update(magnitudes)
-    lower, median, upper = selector.values or (0.0, 0.0, 0.0)
+    assert selector.values is not None
+    lower, median, upper = selector.values
     return median + 1.5 * (upper - lower)
 
 

@@ -29,7 +29,7 @@ def main() -> int:
     """Run the mutants; 1 if one survives that no reason excuses."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", help="Modules of lit_wsl.tensors; all by default.")
-    parser.add_argument("--budget", type=float, default=3.0, help="CPU seconds of those for one mutant.")
+    parser.add_argument("--budget", type=float, default=4.0, help="CPU seconds of tests for one mutant.")
     parser.add_argument("--only", default="", help="Mutants whose name holds this text.")
     parser.add_argument("--every", type=int, default=1, help="Take only every n-th mutant.")
     parser.add_argument("--merging", action="store_true", help="Let the tests of merge methods try what survives.")

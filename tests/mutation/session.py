@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Mutation:
 
     modules: Sequence[str]
     budget: float
-    """CPU seconds of the tests of other rooms that a mutant may take."""
+    """CPU seconds of tests that a mutant may take."""
     report: Callable[[str], None]
     only: str = ""
     every: int = 1
@@ -80,17 +81,11 @@ class Mutation:
         self.report(f"{name}: {dict(tally)}, {_cpu() - started:.0f} s")
 
     def _in_order(self, tests: set[int], items: list[pytest.Item], baseline: Baseline) -> list[int]:
-        """The room's own tests first, each group the quickest first; others as far as the budget goes."""
+        """The room's own tests first, each group the quickest first, as far as the budget goes."""
         own = ROOM.replace("lit_wsl.", "tests/")
         ordered = sorted(tests, key=lambda at: (not items[at].nodeid.startswith(own), baseline.seconds[at], at))
-        chosen, spent = [], 0.0
-        for at in ordered:
-            if not items[at].nodeid.startswith(own):
-                spent += baseline.seconds[at]
-            if spent > self.budget:
-                break
-            chosen.append(at)
-        return chosen
+        spent = accumulate(baseline.seconds[at] for at in ordered)
+        return [at for at, seconds in zip(ordered, spent, strict=True) if seconds <= self.budget] or ordered[:1]
 
 
 def _cpu() -> float:

@@ -48,6 +48,12 @@ def test_variation_is_the_variance_times_the_tasks_squared(monkeypatch, part, ta
     assert torch.equal(variation(list(stack)), found)
 
 
+def test_a_first_task_far_from_many_others_costs_no_digits():
+    """The sum of squares is some three hundred times what is left of it."""
+    stack = torch.cat([torch.full((1, 50), 1e3), torch.randn(300, 50)])
+    np.testing.assert_allclose(variation(stack), stack.double().numpy().var(axis=0) * 301**2, rtol=2e-7)
+
+
 def test_equal_tasks_do_not_vary_at_all():
     vector = torch.randn(100) * 1e6
     assert not variation([vector, vector.clone(), vector.clone()]).any()

@@ -1,6 +1,7 @@
 """Singular values of differences against float64 SVDs; the rank of planted updates, and of noise."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -222,3 +223,113 @@ def test_the_edge_is_that_of_the_noise_also_behind_triplets_that_took_some_of_it
     for rank in (64, 70, 80):
         assert 0.9 * largest < found.noise_edge(rank) < 1.75 * largest
     assert leading_spectrum(matrix_of(noise), 80).noise_edge(0) == pytest.approx(largest, rel=0.15)
+
+
+@pytest.mark.parametrize("block", [20, 7000])
+@pytest.mark.parametrize("start", [0, 600])
+def test_the_edge_of_rounding_is_that_of_the_largest_row_and_column(monkeypatch, block, start):
+    """Of the tuned side, from the first entry of the matrix on."""
+    monkeypatch.setattr(spectrum, "BLOCK_ENTRIES", block)
+    base, tuned = torch.randn(2, 60, 20)
+    matrix = DeltaMatrix(Stored(base), Stored(tuned), (25, 20), start)
+    part = np.square(tuned.reshape(-1)[start : start + 500].double().numpy().reshape(25, 20))
+    wanted = 0.25 * (math.sqrt(part.sum(1).max()) + math.sqrt(part.sum(0).max()))
+    assert matrix.rounding_edge(0.25) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (64, 500)], ids=str)
+def test_what_rounding_leaves_lies_below_its_edge(shape):
+    """With the floor of the dtype, which is half of the largest error of an entry."""
+    base, _, _ = weight(shape, 2)
+    rounded = base.bfloat16()
+    edge = DeltaMatrix(Stored(base), Stored(rounded), shape).rounding_edge(2.0**-9)
+    assert 0.5 * edge < float(exact(rounded.float() - base)[0]) < edge
+
+
+def test_an_update_that_falls_slowly_into_the_noise_has_no_knee():
+    """No value is twice the next; all that lie above the edge behind them count, and no other."""
+    torch.manual_seed(6)
+    noise = torch.randn(400, 300)
+    largest = float(exact(noise)[0])
+    U, V = (torch.linalg.qr(torch.randn(side, 12)).Q for side in (400, 300))
+    values = 8 * largest * 0.75 ** torch.arange(12)
+    found = leading_spectrum(matrix_of((U * values) @ V.T + noise), 60)
+    assert (found.values[:-1] / found.values[1:]).max() < spectrum.KNEE
+    rank = found.rank_above_noise
+    assert rank == int((values > largest).sum())
+    assert [bool(value > found.noise_edge(rank)) for value in found.values[:20]] == [True] * rank + [False] * (
+        20 - rank
+    )
+
+
+def test_values_below_a_known_edge_are_noise():
+    """As many stand out as lie above it, whatever the rest looks like."""
+    delta = falling((300, 200), 0.8)
+    found = leading_spectrum(matrix_of(delta), 40)
+    for count in (0, 3, 10):
+        edge = float((found.values[count - 1] if count else 2 * found.values[0]) + found.values[count]) / 2
+        assert replace(found, least_edge=edge).rank_above_noise == count
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (400, 300)], ids=str)
+def test_the_edge_behind_triplets_is_that_of_the_formula(shape):
+    """Row by row: what the triplets leave, over the squared share that their span leaves, a tenth at least."""
+    torch.manual_seed(7)
+    delta = torch.randn(shape) + 2 * torch.outer(torch.randn(shape[0]), torch.randn(shape[1]))
+    found = leading_spectrum(matrix_of(delta), 20, is_exact=True)
+    U, S, Vh = np.linalg.svd(delta.double().numpy(), full_matrices=False)
+    square = np.square(delta.double().numpy())
+    for rank in (0, 1, 5, 300):
+        noise = []
+        for energy, span, part in (
+            (square.sum(1), U[:, :rank], U[:, :rank] * S[:rank]),
+            (square.sum(0), Vh[:rank].T, Vh[:rank].T * S[:rank]),
+        ):
+            left = energy - np.square(part).sum(1)
+            share = np.maximum(1 - np.square(span).sum(1), 0.1)
+            noise.append(max(0.0, (left / share**2).max()))
+        wanted = max(math.sqrt(noise[0]) + math.sqrt(noise[1]), 1e-6 * S[0])
+        assert found.noise_edge(rank) == pytest.approx(
+            wanted, rel=1e-3 if rank < 300 else 1.0, abs=1e-2 * S[0] * (rank == 300)
+        )
+
+
+def test_the_rank_of_an_energy_is_known_where_the_values_reach_it():
+    """Exactly the share of the known values is still known."""
+    delta = falling((400, 300), 0.9)
+    found = leading_spectrum(matrix_of(delta), 20)
+    share = float(found.values.square().sum() / found.energy)
+    assert found.rank_for(share * (1 - 1e-9)) == 20
+    assert found.rank_for(min(1.0, share * (1 + 1e-6))) is None
+    assert leading_spectrum(matrix_of(torch.zeros(400, 300)), 8).rank_for(0.9) == 1
+
+
+@pytest.mark.parametrize(("count", "is_whole"), [(150, True), (149, False)])
+def test_a_matrix_of_which_half_the_values_are_wanted_is_decomposed(count, is_whole):
+    found = leading_spectrum(matrix_of(falling((300, 400))), count)
+    assert found.is_exact is is_whole
+    assert len(found.values) == (300 if is_whole else count)
+
+
+def test_more_iterations_tell_the_last_of_flat_values_better_apart():
+    """The iterations are passes over the blocks, beside the one that projects."""
+    torch.manual_seed(8)
+    delta = torch.randn(500, 400)
+    wanted = float(exact(delta)[:40].square().sum())
+    captured = [float(leading_spectrum(matrix_of(delta), 40, iterations=n).values.square().sum()) for n in (1, 2, 6)]
+    assert captured == sorted(captured)
+    assert captured[0] < 0.9 * wanted
+    assert captured[2] < wanted * (1 + 1e-6)
+    assert float(leading_spectrum(matrix_of(delta), 40).values.square().sum()) == captured[1]
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 23])
+def test_a_difference_is_read_once_if_it_is_kept(monkeypatch, kept):
+    monkeypatch.setattr(spectrum, "KEPT_ENTRIES", kept)
+    monkeypatch.setattr(spectrum, "BLOCK_ENTRIES", 7000)
+    read, side = [], Stored(torch.randn(500, 400))
+    fill = side.fill
+    monkeypatch.setattr(side, "fill", lambda out, start: (read.append(out.numel()), fill(out, start)))
+    leading_spectrum(DeltaMatrix(Stored(torch.zeros(500, 400)), side, (500, 400)), 20)
+    assert sum(read) == 200_000 * (1 if kept else 3)
+    assert max(read) <= 7000
