@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from lit_wsl.errors import ConfigError
 from lit_wsl.learning.hierarchy.shape import TreeSettings, read_tree
 from lit_wsl.merging.parameters import build_from
+from lit_wsl.merging.settings import renamed
 from lit_wsl.training.tasks import Split
 
 VARIANTS = {
@@ -30,7 +31,7 @@ class LearnerParams:
     """
 
     alternative_names: ClassVar[Mapping[str, str]] = {"optimizer_steps": "steps"}
-    """Other names of parameters."""
+    """Other names of parameters; where both are given, the parameter's own holds."""
 
     tasks: list[str] | None = None
     """Tasks to learn on; default those of the sources."""
@@ -101,7 +102,7 @@ class LearnerParams:
     heldout_eval: dict[str, Any] | None = None
     """Choose by rows that are not learned from."""
     checkpoint_dir: str | None = None
-    """Where checkpoints go; default beside what is learned."""
+    """Where checkpoints go, those of each run into a folder of its name; default beside what is learned."""
     checkpoint_on_heldout_eval: bool = False
     """Keep a checkpoint of every held-out evaluation."""
     checkpoint_every: int = 50
@@ -215,7 +216,10 @@ class FreeParams(LearnerParams):
 class AdaMergingParams(FreeParams):
     """Of ``adamerging``."""
 
-    alternative_names: ClassVar[Mapping[str, str]] = {"entropy_rolling_window": "rolling_window"}
+    alternative_names: ClassVar[Mapping[str, str]] = {
+        **FreeParams.alternative_names,
+        "entropy_rolling_window": "rolling_window",
+    }
 
     split: Split = "test"
     """Rows to learn on, without their labels; the paper's are those of the test."""
@@ -342,5 +346,4 @@ def read_params(kind: str, given: Mapping[str, Any]) -> LearnerParams:
             f"`{kind}` learns shares against single sources, which a tree has not; leave `hierarchical` out, or learn "
             "by `adamerging`, `gradient` or `supermerge`."
         )
-    names = {name: cls.alternative_names.get(name, name) for name in given}
-    return build_from(cls, "Optimizer", kind, {names[name]: value for name, value in given.items()})
+    return build_from(cls, "Optimizer", kind, renamed(given, cls.alternative_names))

@@ -6,7 +6,7 @@ from typing import Any
 from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.learning.options import make_learner
 from lit_wsl.learning.params import FreeParams, LearnerParams
-from lit_wsl.learning.run import CHECKPOINTS, learner_of, run_directory
+from lit_wsl.learning.run import CHECKPOINTS, learner_of, run_directory, with_own_folder
 from lit_wsl.merging.config import MergeConfig
 from lit_wsl.runs.layout import RunLayout
 from lit_wsl.state.reader import read_torch_file
@@ -56,10 +56,12 @@ def kept_checkpoint(config: MergeConfig, updates: int, layout: RunLayout) -> Pat
     """
     kind, params = _single(config)
     home = run_directory(config, kind, params, layout)
+    params = with_own_folder(params, home)
     folder = Path(params.checkpoint_dir).expanduser() if params.checkpoint_dir else home / CHECKPOINTS
     found = folder / f"update-{updates}.ckpt"
     if not found.is_file():
-        kept = sorted(int(file.stem.removeprefix("update-")) for file in folder.glob("update-*.ckpt"))
+        names = (file.stem.removeprefix("update-") for file in folder.glob("update-*.ckpt"))
+        kept = sorted(int(name) for name in names if name.isdecimal())
         known = f"those after {', '.join(map(str, kept))} updates are there" if kept else "it kept none"
         raise ConfigError(
             f"{folder} has no checkpoint after {updates} updates; {known}. They are written with "

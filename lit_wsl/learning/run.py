@@ -75,6 +75,7 @@ def learn_merge(config: MergeConfig, *, layout: RunLayout | None = None, directo
     """
     kind, params = learner_of(config)
     home = directory or run_directory(config, kind, params, layout or RunLayout())
+    params = with_own_folder(params, home)
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / "run"):
         learn = _Run(kind, layout or RunLayout())
@@ -253,6 +254,13 @@ def run_directory(config: MergeConfig, kind: str, params: LearnerParams, layout:
     if config.output_dir is not None:
         home = Path(config.output_dir).expanduser()
     return home / "learning" / f"{kind}_{identity}"
+
+
+def with_own_folder(params: LearnerParams, home: Path) -> LearnerParams:
+    """The parameters of one run: in a folder that is given for checkpoints each run has one of its own name."""
+    if params.checkpoint_dir is None:
+        return params
+    return replace(params, checkpoint_dir=str(Path(params.checkpoint_dir) / home.name))
 
 
 def _rows_digest(task: Any, split: Any) -> str:

@@ -50,12 +50,15 @@ def write_learned(learner: CoefficientLearner, provenance: Mapping[str, Any], di
 class SaveCoefficients(Callback):
     """Writes what was learned when training ends: ``merge.yaml`` for ``lit-wsl merge --config``, and how it was found.
 
+    What other callbacks restore in the end is what it writes, whatever their order is.
+
     Args:
         directory: Where the files go.
     """
 
     def __init__(self, directory: str) -> None:
         self.directory = Path(directory).expanduser()
+        self._has_ended = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse other modules, and a directory that cannot be written, before any work is done.
@@ -69,8 +72,13 @@ class SaveCoefficients(Callback):
             check_writable(self.directory)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember that training came to its end, at which other callbacks may still restore coefficients."""
+        self._has_ended = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write them, on one process."""
         assert isinstance(pl_module, CoefficientLearner)
-        if trainer.is_global_zero:
+        has_ended, self._has_ended = self._has_ended, False
+        if has_ended and trainer.is_global_zero:
             done = {"optimizer_steps_completed": trainer.global_step}
             write_learned(pl_module, done, self.directory)

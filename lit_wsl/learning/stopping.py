@@ -74,8 +74,8 @@ class Plateau(Callback):
         self._steps = []
         self._judge(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the best."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the best, behind all that looks at the last update when training ends."""
         if self._restores and self._best_numbers is not None:
             _learner(pl_module).restore(self._best_numbers)
 

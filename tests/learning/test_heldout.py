@@ -19,6 +19,8 @@ from lit_wsl.learning.heldout import HeldOutSelection
 from lit_wsl.learning.heldout.record import HeldOutPoint, HeldOutRecord
 from lit_wsl.learning.heldout.settings import HeldOutSettings, read_heldout
 from lit_wsl.learning.history import LearningHistory, read_history
+from lit_wsl.learning.saving import SaveCoefficients
+from lit_wsl.learning.stopping import Plateau
 from lit_wsl.merging.config import MergeConfig
 from lit_wsl.runs import RunLayout
 from tests.evaluation.pair import write_pair
@@ -112,6 +114,26 @@ def test_without_restoring_the_last_coefficients_stay(merge, evaluator, tmp_path
     learner, _ = fit(merge, [callback])
     plain, _ = fit(merge, [])
     assert learner.coefficients.values() == plain.coefficients.values()
+
+
+def test_what_is_measured_last_are_the_coefficients_of_the_last_update(merge, evaluator, tmp_path):
+    """Also where another callback ends with those of an earlier one."""
+    callback = selection(HeldOutSettings(every_updates=4, restore_best=False), tmp_path / "run", evaluator)
+    plateau = Plateau(window=1, restore_best=True)
+    learner, _ = fit(merge, [LearningHistory(tmp_path / "history.jsonl"), plateau, callback])
+    last = lines(tmp_path / "run")[-1]
+    after = read_history(tmp_path / "history.jsonl")[-1]
+    assert (last["update"], after["update"]) == (6, 6)
+    assert last["coefficients"][0] == list(after["coefficients"].values())
+    assert learner.coefficients.values() != last["coefficients"]
+
+
+def test_what_is_saved_are_the_chosen_coefficients_in_any_order_of_callbacks(merge, evaluator, tmp_path):
+    callback = selection(HeldOutSettings(every_updates=1, criterion="min"), tmp_path / "run", evaluator)
+    learner, _ = fit(merge, [SaveCoefficients(str(tmp_path / "saved")), callback], steps=5, lr=5.0)
+    assert callback.record.chosen.update < 5
+    saved = yaml.safe_load((tmp_path / "saved" / "merge.yaml").read_text())
+    assert saved["method_params"]["task_coefficients"] == learner.coefficients.values()[0]
 
 
 def test_measuring_changes_nothing_of_what_is_learned(merge, evaluator, tmp_path):

@@ -113,6 +113,13 @@ def test_defaults_of_the_table(row):
             assert found[field] == expected, kind
 
 
+@pytest.mark.parametrize("kind", NAMES)
+def test_other_names_of_parameters_are_those_of_every_learner(kind):
+    assert read_params(kind, {"optimizer_steps": 7}).steps == 7
+    for given in ({"optimizer_steps": 7, "steps": 8}, {"steps": 8, "optimizer_steps": 7}):
+        assert read_params(kind, given).steps == 8, "the parameter's own name holds"
+
+
 @pytest.mark.parametrize(
     ("given", "granularity", "prepared"),
     [

@@ -119,6 +119,20 @@ def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(config, layout, 
     assert [json.loads(line) for line in (home / "history.jsonl").read_text().splitlines()] == lines
 
 
+def test_runs_that_share_a_folder_of_checkpoints_do_not_go_on_with_each_other(config, layout, tmp_path):
+    """Another learning rate is another run, wherever its checkpoints lie."""
+    held = {"every_updates": 5, "split": "test"}
+    changes = {"checkpoint_dir": str(tmp_path / "kept"), "heldout_eval": held, "checkpoint_on_heldout_eval": True}
+    first = _with(config, lr=0.05, **changes)
+    learn_merge(first, layout=layout)
+    other = learn_merge(_with(config, lr=0.5, **changes), layout=layout)
+    assert other.provenance["resumed_from"] is None
+    plain = learn_merge(_with(config, lr=0.5), layout=layout)
+    assert other.provenance["last_coefficients"] == plain.provenance["last_coefficients"]
+    replayed = at_checkpoint(first, kept_checkpoint(first, 5, layout)).method_params
+    assert replayed != at_checkpoint(first, kept_checkpoint(_with(config, lr=0.5, **changes), 5, layout)).method_params
+
+
 def test_a_damaged_merge_of_an_earlier_run_is_told(config, layout):
     found = learn_merge(config, layout=layout)
     (found.directory / "merge.yaml").write_text("method: [")

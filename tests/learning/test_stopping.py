@@ -70,11 +70,11 @@ def test_warm_up_and_least_updates_a7_32():
 def test_the_best_coefficients_are_those_that_the_best_objective_was_taken_at_a7_33():
     plateau = Plateau(window=1, restore_best=True)
     trainer, learner = _run(plateau, [3.0, 1.0, 2.0, 2.0])
-    plateau.on_train_end(trainer, learner)
+    plateau.on_fit_end(trainer, learner)
     assert learner.number == 1, "update 2 had the best objective, before it stepped"
     kept = Plateau(window=1)
     trainer, learner = _run(kept, [3.0, 1.0, 2.0, 2.0])
-    kept.on_train_end(trainer, learner)
+    kept.on_fit_end(trainer, learner)
     assert learner.number == 4
 
 
@@ -92,7 +92,7 @@ def test_a_resumed_run_stops_where_the_uninterrupted_one_does_a7_45():
     second.load_state_dict(first.state_dict())
     trainer, learner = _run(second, objectives[4:], first=4, learner=learner)
     assert trainer.global_step == second.stopped_at == 6
-    second.on_train_end(trainer, learner)
+    second.on_fit_end(trainer, learner)
     assert learner.number == 2
 
 
