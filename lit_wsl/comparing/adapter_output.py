@@ -16,6 +16,7 @@ from lit_wsl.comparing.adapter_plan import AdapterPlan, Factors, Planned, Planne
 from lit_wsl.comparing.models import ComparedModel, MappedModel
 from lit_wsl.comparing.records import Finding
 from lit_wsl.comparing.run import FACTORS, Comparison
+from lit_wsl.comparing.stored import stored_fields
 from lit_wsl.errors import CheckpointError
 from lit_wsl.state.adapter_files import peft_config
 from lit_wsl.state.adapter_layers import ModelLayers, guess_layers, module_targets
@@ -122,17 +123,18 @@ def read_extraction(directory: Path) -> ExtractionReport | None:
     names = (f"{ADAPTER}/adapter_config.json", f"{ADAPTER}/adapter_model.safetensors", FLAT, METADATA)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return ExtractionReport(
-            files=[directory / name for name in names if (directory / name).is_file()],
-            ranks=content["ranks"],
-            errors=content["reconstruction_error"],
-            total_error=content["total_reconstruction_error"],
-            parameters=content["parameters"],
-            kept_whole=content["kept_whole"],
-            left_out=content["left_out"],
-            notes=content["notes"],
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = {
+            "ranks": content["ranks"],
+            "errors": content["reconstruction_error"],
+            "total_error": content["total_reconstruction_error"],
+            "parameters": content["parameters"],
+            "kept_whole": content["kept_whole"],
+            "left_out": content["left_out"],
+            "notes": content["notes"],
+        }
+        files = [directory / name for name in names if (directory / name).is_file()]
+        return ExtractionReport(files=files, **stored_fields(ExtractionReport, values))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error!r}); extract the adapter again.") from error
 
 

@@ -12,10 +12,11 @@ from lit_wsl.comparing.journal import read_journal
 from lit_wsl.comparing.records import Finding
 from lit_wsl.comparing.run import Comparison
 from lit_wsl.comparing.settings import CompareSettings
+from lit_wsl.comparing.stored import check_types, stored_fields
 from lit_wsl.comparing.summary import summarise
 from lit_wsl.comparing.texts import report_text
 from lit_wsl.comparing.verdict import verdict_of
-from lit_wsl.errors import CheckpointError
+from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.state.publish import published_file
 
 DIFFERENCES, ARCHITECTURE = "weight_differences.json", "architecture_comparison.json"
@@ -135,8 +136,9 @@ def read_outputs(directory: Path) -> Comparison:
     """
     work, findings = read_journal(directory)
     try:
-        base, finetuned, settings = work["base"], work["finetuned"], CompareSettings(**work["settings"])
-    except (KeyError, TypeError) as error:
+        check_types({name: work[name] for name in ("base", "finetuned")}, {"base": str, "finetuned": str})
+        settings = CompareSettings(**stored_fields(CompareSettings, work["settings"]))
+    except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"The journal in {directory} does not say what was compared ({error!r}); repeat the comparison."
         ) from error
@@ -145,8 +147,8 @@ def read_outputs(directory: Path) -> Comparison:
     latest = {finding.name: finding for finding in findings}
     ordered = sorted(latest.values(), key=lambda finding: place.get(finding.name, len(place)))
     return Comparison(
-        base,
-        finetuned,
+        work["base"],
+        work["finetuned"],
         settings,
         architecture,
         ordered,
@@ -161,7 +163,7 @@ def _architecture(directory: Path, findings: list[Finding]) -> tuple[Architectur
     path = directory / ARCHITECTURE
     if path.is_file():
         try:
-            return Architecture(**json.loads(path.read_text(encoding="utf-8"))), True
+            return Architecture(**stored_fields(Architecture, json.loads(path.read_text(encoding="utf-8")))), True
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); repeat the comparison.") from error
     return Architecture([finding.name for finding in findings], [], [], []), False

@@ -1,7 +1,9 @@
 """What is known of each tensor after a comparison; plain values that survive JSON."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Self
+
+from lit_wsl.comparing.stored import check_types, stored_fields
 
 
 @dataclass(frozen=True)
@@ -14,9 +16,12 @@ class _Record:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """The record that :meth:`to_json` described; values of a newer version are left out."""
-        known = {one.name for one in fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in known})
+        """The record that :meth:`to_json` described; values of a newer version are left out.
+
+        Raises:
+            TypeError: If a value is missing, or of another type.
+        """
+        return cls(**stored_fields(cls, content))
 
 
 @dataclass(frozen=True)
@@ -127,11 +132,17 @@ class Finding:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Finding":
-        """The finding that :meth:`to_json` described."""
+        """The finding that :meth:`to_json` described.
+
+        Raises:
+            KeyError: If a value is missing.
+            TypeError: If one is of another type.
+        """
+        check_types({name: content[name] for name in ("name", "failed")}, {"name": str, "failed": str})
         return cls(
             content["name"],
-            content["change"] and TensorChange.from_json(content["change"]),
-            content["pattern"] and Pattern.from_json(content["pattern"]),
+            None if content["change"] is None else TensorChange.from_json(content["change"]),
+            None if content["pattern"] is None else Pattern.from_json(content["pattern"]),
             [Extracted.from_json(one) for one in content["extracted"]],
             content["failed"],
         )

@@ -125,8 +125,8 @@ def total(findings: Sequence[Finding]) -> Total:
     """What these findings come to."""
     changes = [finding.change for finding in findings if finding.change is not None]
     entries = sum(change.numel for change in changes)
-    diff_norm = math.sqrt(math.fsum(change.diff_norm**2 for change in changes))
-    base_norm = math.sqrt(math.fsum(change.base_norm**2 for change in changes))
+    diff_norm = math.hypot(*(change.diff_norm for change in changes))
+    base_norm = math.hypot(*(change.base_norm for change in changes))
     low = [finding.pattern for finding in findings if finding.pattern is not None and finding.pattern.is_low_rank]
     return Total(
         tensors=len(changes),
@@ -145,7 +145,9 @@ def total(findings: Sequence[Finding]) -> Total:
 
 def _energy_at(findings: Iterable[Finding]) -> dict[str, float]:
     """Mean share of the energy by rank, weighted by the energy of each difference; for ranks that all are known at."""
-    known = [(one.change.diff_norm**2, one) for one in findings if one.change is not None and one.pattern is not None]
+    norms = [(one.change.diff_norm, one) for one in findings if one.change is not None and one.pattern is not None]
+    largest = max((norm for norm, _ in norms), default=0.0) or 1.0  # the square of a large one is no float
+    known = [((norm / largest) ** 2, one) for norm, one in norms]
     energy = math.fsum(weight for weight, _ in known)
     shares: dict[str, float] = {}
     for rank in RANKS if energy else ():

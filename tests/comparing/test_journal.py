@@ -159,3 +159,34 @@ def test_the_identity_changes_with_the_files(tmp_path):
     assert identity([one]) != before
     one.write_text("abcd")
     assert identity([one, other]) != before
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (["name"], None),
+        (["failed"], 3),
+        (["change"], []),
+        (["change"], "x"),
+        (["change", "diff_norm"], None),
+        (["change", "base_norm"], 10**400),
+        (["change", "shape"], ["2", 3]),
+        (["change", "numel"], True),
+        (["change", "nonfinite"], {"nan": "2"}),
+        (["pattern", "energy_at"], [0.9]),
+        (["pattern", "rank_95_energy"], 0.5),
+        (["extracted", 0, "rank"], "1"),
+        (["extracted"], {"a": 1}),
+    ],
+)
+def test_a_value_of_another_type_is_one_clear_error(place, value, tmp_path):
+    write(tmp_path)
+    path = tmp_path / NAME
+    lines = path.read_text().splitlines()
+    content = holder = json.loads(lines[2])
+    for key in place[:-1]:
+        holder = holder[key]
+    holder[place[-1]] = value
+    path.write_text("\n".join([*lines[:2], json.dumps(content), *lines[3:], ""]))
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_journal(tmp_path)

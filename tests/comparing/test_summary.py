@@ -100,3 +100,10 @@ def test_short_names_tell_kinds_apart():
     dense = ["attention.output.dense", "output.dense", "intermediate.dense"]
     short = short_kinds(["attention.self.query", *dense, "x", "a.1"])
     assert list(short.values()) == ["query", *dense, "x", "a.1"]
+
+
+def test_norms_too_large_to_be_squared_add_up():
+    one = next(one for one in example("lora").findings if one.pattern is not None)
+    large = replace(one, change=replace(one.change, diff_norm=3e200, base_norm=4e200))
+    assert total([large, large]).energy_at == pytest.approx(total([one]).energy_at)
+    assert total([large, large]).diff_norm == pytest.approx(3e200 * 2**0.5)
