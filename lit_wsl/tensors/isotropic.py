@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lit_wsl.tensors.procrustes import orthogonalised_sum
-from lit_wsl.tensors.singular import Triplets, decompose
+from lit_wsl.tensors.singular import FLOAT64_NOISE, Triplets, decompose
 
 
 def flattened(matrix: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def _beside(matrix: Tensor, common: Triplets) -> Triplets:
     remainder = wide - common.U @ (common.U.T @ wide)
     left = torch.linalg.vector_norm(remainder)
     share = float(norm / left) if left > 0 else 1.0
-    return decompose(remainder, torch.finfo(matrix.dtype).eps * share)
+    return decompose(remainder, max(torch.finfo(matrix.dtype).eps, FLOAT64_NOISE) * share)
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -64,15 +64,14 @@ def test_directions_are_divided_among_the_tasks(directions, tasks, share, each):
     assert specific_directions(directions, tasks, share) == each
 
 
-def test_a_task_inside_the_common_space_has_no_direction_of_its_own():
-    """What rounding leaves of it beside the common space is no direction."""
-    common = torch.zeros(6, 8)
-    common[0, 0] = 100.0
-    one, other = common.clone(), common.clone()
-    other[0, 1] = 1e-5
-    found = common_and_specific(torch.stack([one, other]), 0.5)
-    assert int(torch.linalg.matrix_rank(found)) <= 2
-    assert not found[1:].any()
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_a_task_inside_the_common_space_has_no_direction_of_its_own(dtype, size):
+    """What rounding leaves of it beside the common space is measured against the task, not against what is left."""
+    column, rows = torch.randn(6, 1, dtype=F64), torch.randn(2, 1, 8, dtype=F64)
+    stack = (size * column * rows).to(dtype)
+    expected = stack.sum(0).double()
+    torch.testing.assert_close(common_and_specific(stack, 0.5), expected, rtol=1e-5, atol=1e-6 * size)
 
 
 @pytest.mark.parametrize(("rows", "columns", "rank"), [(9, 4, 4), (4, 9, 4), (7, 7, 3)])

@@ -12,7 +12,9 @@ from lit_wsl.tensors.lora import (
     add_updates,
     apply_dora,
     checksum,
+    concatenate,
     fold,
+    is_finite,
     row_norms,
     scale_rows,
 )
@@ -87,6 +89,80 @@ def test_updates_of_rows_are_added_and_taken_out(monkeypatch, dtype, entries):
     assert torch.equal(weight, before)
     torch.testing.assert_close(add_updates(added, updates, torch.float64, sign=-1.0), weight.double())
     assert torch.equal(add_updates(weight, updates, dtype), added.to(dtype))
+
+
+def test_an_update_begins_at_the_first_row_and_leaves_no_graph():
+    factors = LoraFactors(torch.randn(2, 6), torch.randn(4, 2), 1.0, (4, 6))
+    weight = torch.randn(7, 6, requires_grad=True)
+    update = RowUpdate(factors)
+    assert (update.start, update.stop) == (0, 4)
+    added = add_updates(weight, [update], torch.float64)
+    assert not added.requires_grad
+    torch.testing.assert_close(added[:4], weight.detach()[:4].double() + fold(factors, torch.float64))
+    assert torch.equal(added[4:], weight.detach()[4:].double())
+
+
+def test_factors_of_half_precision_are_put_together_in_float32():
+    parts = [LoraFactors(torch.randn(2, 6).bfloat16(), torch.randn(4, 2).bfloat16(), 0.3, (4, 6)) for _ in range(2)]
+    total = concatenate(parts)
+    assert (total.A.dtype, total.B.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(fold(total), fold(parts[0]) + fold(parts[1]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("entries", [-5, 4, 12, 1 << 18])
+def test_blocks_need_not_begin_where_updates_do(monkeypatch, entries):
+    """One row at least makes a block; each update reaches over several of them, or touches none."""
+    monkeypatch.setattr("lit_wsl.tensors.lora._BLOCK_ENTRIES", entries)
+    weight = torch.randn(11, 4)
+    updates = [
+        RowUpdate(LoraFactors(torch.randn(2, 4), torch.randn(n, 2), 1.0, (n, 4)), at) for n, at in ((7, 2), (2, 9))
+    ]
+    expected = weight.double()
+    for update in updates:
+        expected[update.start : update.stop] += fold(update.factors, torch.float64)
+    torch.testing.assert_close(add_updates(weight, updates, torch.float64), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (2, 0, 4)], ids=str)
+def test_a_weight_without_entries_stays_without(shape):
+    assert add_updates(torch.empty(shape), [], torch.float32).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [
+        ([1.0, -2.0], True),
+        ([3e38, 3e38], True),  # the sum is infinite
+        ([float("nan"), 1.0], False),
+        ([float("inf"), 1.0], False),
+        ([float("inf"), float("-inf")], False),
+        ([], True),
+    ],
+    ids=str,
+)
+def test_finite_means_every_entry(values, finite):
+    assert is_finite(torch.tensor(values)) is finite
+
+
+def test_checksums_are_sums_of_numbers_and_of_numbers_times_their_group():
+    """By plain Python: numbers of eight bytes, in groups of 64; what is lacking at the end is zero."""
+    for count in (1, 64, 65, 128, 200):
+        data = torch.randint(0, 256, (8 * count - 3,), dtype=torch.uint8)
+        raw = bytes(data.tolist()) + bytes(3)
+        numbers = [int.from_bytes(raw[at : at + 8], "little") for at in range(0, len(raw), 8)]
+        sums = [sum(numbers), sum(number * (1 + at // 64) for at, number in enumerate(numbers))]
+        assert [one % 2**64 for one in checksum(data)] == [one % 2**64 for one in sums]
+        for offset in (1, 2, 4, 7):
+            moved = torch.cat([torch.zeros(offset, dtype=torch.uint8), data])[offset:]
+            assert checksum(moved) == checksum(data)
+
+
+def test_checksums_and_norms_of_parameters_are_those_of_their_values():
+    weight = torch.nn.Parameter(torch.randn(3, 4).bfloat16())
+    assert checksum(weight) == checksum(weight.detach())
+    assert not row_norms(weight, transposed=False).requires_grad
+    scaled = scale_rows(weight, torch.full((3,), 1 / 3, dtype=torch.float32), transposed=False)
+    assert (scaled.dtype, scaled.requires_grad) == (torch.float64, False)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_wsl.tensors import lowrank
 from lit_wsl.tensors.lora import LoraFactors, concatenate, fold
 from lit_wsl.tensors.lowrank import compress, factorise, rank_for_energy
 from tests.oracles import linear
@@ -133,3 +134,56 @@ def test_concatenation_is_exact():
     np.testing.assert_allclose(dense(total), sum(dense(p) for p in parts), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="different parameters"):
         concatenate([parts[0], factors(7, 6, 2)])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_randomised_decomposition_is_taken_where_few_of_many_values_are_wanted(monkeypatch, transposed):
+    """From a sketch of less than half the smaller side on; the larger side does not matter."""
+    taken = []
+    randomised = lowrank._randomised_svd
+    monkeypatch.setattr(lowrank, "_randomised_svd", lambda *given: taken.append(given[1]) or randomised(*given))
+    matrix = torch.randn(50, 300)
+    for rank in (16, 17, 42):
+        factorise(matrix.T.contiguous() if transposed else matrix, rank, transposed=transposed)
+    assert taken == [16 + lowrank.OVERSAMPLING]
+
+
+def test_all_defaults_keep_all_of_the_energy():
+    matrix = falling(25, 40)
+    found, energy = factorise(matrix, None)
+    assert (found.rank, energy) == (25, pytest.approx(1.0))
+    part = LoraFactors(matrix, torch.eye(25), 1.0, (25, 40))
+    assert compress([part], None)[0].rank == 25
+    assert compress([part], None)[1] <= 1.0
+    assert energy <= 1.0
+    assert rank_for_energy(torch.zeros(5), 0.5) == 1
+
+
+def test_a_share_just_reached_is_reached():
+    """0.7 + 0.2 is no more than rounding away from 0.9."""
+    values = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64).sqrt()
+    assert rank_for_energy(values, 0.9) == 2
+    assert rank_for_energy(values, 0.9 + 1e-9) == 3
+    assert rank_for_energy(torch.tensor([1.0, 1e-5]), 1.0) == 2  # float32 would take the second for nothing
+    assert rank_for_energy(torch.tensor([1.0]), 0.5) == rank_for_energy(torch.tensor([0.01]), 0.5) == 1
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (120, 90), (1100, 1000)], ids=str)
+def test_the_share_of_energy_is_told_to_seven_digits(shape):
+    """Also of a million entries; half precision counts as what it holds."""
+    for dtype in (torch.float32, torch.bfloat16):
+        delta = (torch.randn(shape[0], 3) @ torch.randn(3, shape[1]) + 0.1 * torch.randn(shape)).to(dtype)
+        found, energy = factorise(delta, 3)
+        exact = delta.double()
+        left = float((exact - fold(found, torch.float64)).square().sum() / exact.square().sum())
+        assert 1.0 - energy == pytest.approx(left, abs=2e-6)
+        for part in (found.A, found.B):
+            assert part.dtype == torch.float32
+            assert part.is_contiguous()
+
+
+def test_factors_of_a_sum_are_float32_and_contiguous():
+    found, _ = compress([factors(7, 5, 2), factors(7, 5, 3)], 3)
+    for part in (found.A, found.B):
+        assert part.dtype == torch.float32
+        assert part.is_contiguous()

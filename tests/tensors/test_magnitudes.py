@@ -59,6 +59,17 @@ def test_two_passes_find_every_rank(kind, parts):
     assert found == [math.inf if rank == 0 else ordered[rank - 1] for rank in ranks]
 
 
+def test_patterns_of_parameters_and_of_infinity():
+    assert as_float(magnitude_patterns(torch.tensor([-math.inf]))[0]) == math.inf
+    assert as_float(magnitude_patterns(torch.ones(1, requires_grad=True))[0]) == 1.0
+    counts = PatternCounts()
+    x = torch.tensor([math.inf, 2.0, -math.inf, 3e38])
+    for _ in range(2):
+        counts.update(x)
+        found = counts.end_pass([1, 2, 3, 4])
+    assert found == [math.inf, math.inf, x[3].item(), 2.0]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_doubled_ranks_are_those_of_scipy(kind):
     x = values(kind)
