@@ -14,11 +14,13 @@ class FinishedParts:
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+            content = json.loads(path.read_text()) if path.exists() else {}
         except OSError as error:
             raise ConfigError(f"{path.parent} cannot be used ({error.strerror}); pass another `--output`.") from error
         except (ValueError, RecursionError):
-            self._content = {}  # a damaged record only costs a repetition
+            content = {}
+        # a damaged record only costs a repetition
+        self._content: dict[str, Any] = content if isinstance(content, dict) else {}
 
     def get(self, key: str) -> Any:
         """What was put under ``key``, or None."""

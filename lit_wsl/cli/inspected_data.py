@@ -11,7 +11,8 @@ from rich.table import Table
 
 from lit_wsl.cli.console import table_console
 from lit_wsl.errors import ConfigError, DataError
-from lit_wsl.training.llava.rows import Damaged, LocatedRow, faults_of, iter_rows
+from lit_wsl.training.json_lines import Damaged
+from lit_wsl.training.llava.rows import LocatedRow, faults_of, iter_rows
 
 _NAMED = 20
 """Rows with faults that are named; all are counted."""

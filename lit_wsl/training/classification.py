@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModel, AutoTokenizer
 
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.models.lora import LoraSpec
 from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
@@ -76,7 +76,7 @@ class SequenceClassificationModule(BackboneModule):
         # The head comes first: its prototypes are those of the base, before any adapter.
         self.head = self._make_head(directory)
         self._adapt(init_adapter)
-        if init_adapter is not None and head == "linear":
+        if init_adapter is not None and isinstance(self.head, nn.Linear):
             _start_head(self.head, Path(init_adapter))
         if (pooler := getattr(self.encoder, "pooler", None)) is not None:
             pooler.requires_grad_(False)  # mean pooling never reads it: it would get no gradient
@@ -132,12 +132,19 @@ class SequenceClassificationModule(BackboneModule):
         }
 
 
-def _start_head(head: nn.Module, adapter: Path) -> None:
+def _start_head(head: nn.Linear, adapter: Path) -> None:
     """Give a linear head the weights beside an adapter; an extracted one has none."""
-    if (adapter / HEAD_FILE).exists():
-        head.load_state_dict(load_head(adapter / HEAD_FILE).state_dict())
-    else:
+    path = adapter / HEAD_FILE
+    if not path.exists():
         rank_zero_warn(f"{adapter} has no {HEAD_FILE}: the linear head starts from random weights.")
+        return
+    saved = load_head(path)
+    if not isinstance(saved, nn.Linear) or saved.weight.shape != head.weight.shape:
+        raise CheckpointError(
+            f"{path} is no linear head of {head.out_features} classes over {head.in_features} features; give the "
+            "`head` and the `labels` that it was trained with, or remove the file to start from random weights."
+        )
+    head.load_state_dict(saved.state_dict())
 
 
 def _check_classes(labels: list[str] | None, prompts: list[str] | None) -> tuple[list[str], list[str]]:

@@ -18,7 +18,7 @@ from lit_wsl.models.architecture import unsharded_class
 from lit_wsl.models.universal.layout import Layout, join
 from lit_wsl.state.formats import strip_wrappers
 
-_LEAVES = (str, int, float, bool, type(None), Tensor, torch.dtype, torch.device)
+_LEAVES = (int, float, bool, type(None), Tensor, torch.dtype, torch.device)
 _ANY = "*"
 """Stands for the name of any tensor."""
 
@@ -71,21 +71,26 @@ _LOST = object()
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return _plain(value.value)
-    if isinstance(value, _LEAVES):
-        return str(value) if type(value) not in _LEAVES and isinstance(value, str) else value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic):  # before the leaves: a `float64` is a `float`, and the safe loader refuses it
         return value.item()
+    if isinstance(value, str | Path):
+        return str(value)
+    if isinstance(value, _LEAVES):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, Mapping):
-        inner: Any = {key: _plain(entry) for key, entry in value.items()}
-        return _LOST if any(entry is _LOST for entry in inner.values()) else inner
+        inner: Any = {_plain_key(key): _plain(entry) for key, entry in value.items()}
+        return _LOST if _LOST in inner or any(entry is _LOST for entry in inner.values()) else inner
     if isinstance(value, list | tuple | set | frozenset):
         items = [_plain(entry) for entry in value]
         return _LOST if any(entry is _LOST for entry in items) else items
     return _LOST
+
+
+def _plain_key(key: Any) -> Any:
+    plain = _plain(key)
+    return tuple(plain) if isinstance(plain, list) else plain
 
 
 def _jsonable(value: Any) -> Any:

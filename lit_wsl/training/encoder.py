@@ -94,11 +94,15 @@ def load_head(path: Path) -> nn.Module:
         CheckpointError: If the file is damaged or holds no head of ours.
     """
     file = SafetensorsFile(path)
-    state = {name: file.read(name).clone() for name in file.infos}
-    if set(state) == {"prototypes"}:
-        return PromptHead(state["prototypes"])
-    if set(state) == {"weight", "bias"}:
-        head = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
-        head.load_state_dict(state)
+    shapes = {name: info.shape for name, info in file.infos.items()}
+    if shapes.keys() == {"prototypes"} and len(shapes["prototypes"]) == 2:
+        return PromptHead(file.read("prototypes"))
+    if shapes.keys() == {"weight", "bias"} and shapes["weight"][:1] == shapes["bias"] and len(shapes["weight"]) == 2:
+        classes, width = shapes["weight"]
+        head = nn.Linear(width, classes)
+        head.load_state_dict({name: file.read(name) for name in shapes})
         return head
-    raise CheckpointError(f"{path} holds no head; expected `prototypes`, or `weight` and `bias`, got {sorted(state)}.")
+    raise CheckpointError(
+        f"{path} holds no head; expected `prototypes` (classes, d), or `weight` (classes, d) and `bias` (classes,), "
+        f"got {', '.join(f'{name} {shape}' for name, shape in sorted(shapes.items())) or 'nothing'}."
+    )

@@ -60,7 +60,8 @@ class InputGrams:
         def watch(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             inputs = args[0] if args else next(iter(kwargs.values()))
             rows = _rows(inputs.detach(), self._mask)
-            self._sums[name] += rows.T @ rows
+            with torch.autocast(rows.device.type, enabled=False):  # mixed precision would round the products
+                self._sums[name] += rows.T @ rows
             self._rows[name] += len(rows)
 
         return watch

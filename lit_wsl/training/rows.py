@@ -1,12 +1,12 @@
 """Labelled texts from CSV and JSONL files; every fault is named by file and line."""
 
 import csv
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_wsl.errors import DataError
+from lit_wsl.training.json_lines import Damaged, is_unicode, read_json_lines
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, str, str]]:
@@ -38,19 +38,12 @@ def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
-        for line, content in enumerate(file, start=1):
-            if not content.strip():
-                continue
-            try:
-                row = json.loads(content)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {line}: no JSON ({error.msg} at column {error.colno}).") from error
-            except (ValueError, RecursionError) as error:  # a number of too many digits, or lists in lists
-                raise DataError(f"{path}, line {line}: no JSON that can be read ({error}).") from error
-            if not isinstance(row, dict):
-                raise DataError(f'{path}, line {line}: expected an object {{"text", "label"}}, got {row!r:.40}.')
-            yield line, row
+    for line, row in read_json_lines(path):
+        if isinstance(row, Damaged):
+            raise DataError(f"{path}, line {line}: {row.reason}.")
+        if not isinstance(row, dict):
+            raise DataError(f'{path}, line {line}: expected an object {{"text", "label"}}, got {row!r:.40}.')
+        yield line, row
 
 
 def _field(row: Mapping[str, Any], name: str, path: Path, line: int) -> str:
@@ -59,4 +52,6 @@ def _field(row: Mapping[str, Any], name: str, path: Path, line: int) -> str:
         raise DataError(f"{path}, line {line}: no {name!r}; every row needs the columns text and label.")
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise DataError(f"{path}, line {line}: {name!r} must be a non-empty text, got {value!r:.40}.")
+    if not is_unicode(str(value)):
+        raise DataError(f"{path}, line {line}: {name!r} has half of a surrogate pair, which is no text; mend it.")
     return str(value)

@@ -140,8 +140,9 @@ def test_unknown_task_is_one_line(tmp_path, capsys):
 def test_finished_parts_survive_damage_and_restarts(tmp_path):
     FinishedParts(tmp_path / "parts.json").put("a", {"x": 1})
     assert FinishedParts(tmp_path / "parts.json").get("a") == {"x": 1}
-    (tmp_path / "parts.json").write_text('{"a": ')
-    assert FinishedParts(tmp_path / "parts.json").get("a") is None
+    for damaged in ('{"a": ', "[1]"):
+        (tmp_path / "parts.json").write_text(damaged)
+        assert FinishedParts(tmp_path / "parts.json").get("a") is None
 
 
 def test_output_that_cannot_be_used_is_named(tmp_path):

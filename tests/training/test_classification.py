@@ -165,3 +165,11 @@ def test_an_adapter_of_another_form_is_refused(bert_dir, opinions, tmp_path):
         _pair(bert_dir, opinions, spec, init_adapter=tmp_path / "out")
     form, _ = _pair(bert_dir, opinions, None, init_adapter=tmp_path / "out")
     assert (form.lora.rank, form.lora.lora_alpha) == (4, 8)
+
+
+@pytest.mark.parametrize("head", ["prompt", "linear"])
+def test_a_head_of_another_kind_or_size_starts_no_linear_head(bert_dir, opinions, tmp_path, head):
+    module, _ = _pair(bert_dir, opinions, LoraSpec(rank=4), head)
+    module.save_adapter(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"head\.safetensors.* is no linear head of 3 classes"):
+        SequenceClassificationModule(str(bert_dir), None, "linear", tmp_path / "out", labels=["a", "b", "c"])

@@ -1,8 +1,11 @@
 import numpy as np
+import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer
 
-from lit_wsl.training.encoder import PromptHead, class_prototypes, embed, mean_pool
+from lit_wsl.errors import CheckpointError
+from lit_wsl.training.encoder import PromptHead, class_prototypes, embed, load_head, mean_pool
 
 
 def test_prompt_head_is_the_scaled_cosine():
@@ -46,3 +49,18 @@ def test_prototypes_keep_the_encoder_in_its_mode(bert_dir):
     torch.testing.assert_close(first, class_prototypes(encoder, tokenizer, ["good film", "bad film"]))
     assert encoder.training
     assert not first.requires_grad
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"weight": torch.zeros(3), "bias": torch.zeros(3)},
+        {"weight": torch.zeros(3, 4), "bias": torch.zeros(2)},
+        {"prototypes": torch.zeros(3)},
+        {"other": torch.zeros(3)},
+    ],
+)
+def test_a_file_that_is_no_head_is_one_line(tmp_path, tensors):
+    save_file(tensors, tmp_path / "head.safetensors")
+    with pytest.raises(CheckpointError, match=r"head\.safetensors holds no head"):
+        load_head(tmp_path / "head.safetensors")

@@ -16,6 +16,7 @@ from lit_wsl.training.text import LengthBatches, TextClassificationData
         ("a.jsonl", '\n["x", "y"]\n', "line 2: expected an object"),
         ("a.jsonl", '{"text": " ", "label": "y"}\n', "line 1: 'text' must be a non-empty text"),
         ("a.jsonl", '{"text": ["x"], "label": "y"}\n', "line 1: 'text' must be a non-empty text"),
+        ("a.jsonl", '{"text": "\\ud800", "label": "y"}\n', "line 1: 'text' has half of a surrogate pair"),
         ("a.csv", "text,label\nx,y\nz\n", "line 3: no 'label'"),
         ("a.csv", "sentence,label\nx,y\n", "line 2: no 'text'"),
         ("a.csv", 'text,label\n"x"z,y\n', "line 2: no CSV"),
@@ -39,7 +40,7 @@ def test_no_text_encoding(tmp_path):
 
 def test_csv_and_jsonl_give_the_same_rows(tmp_path):
     (tmp_path / "a.csv").write_text('\ufefftext,label,other\n"two, words",1,z\n', encoding="utf-8")
-    (tmp_path / "a.jsonl").write_text('{"text": "two, words", "label": 1}\n')
+    (tmp_path / "a.jsonl").write_text('\ufeff{"text": "two, words", "label": 1}\n', encoding="utf-8")
     csv_row, jsonl_row = next(read_rows(tmp_path / "a.csv")), next(read_rows(tmp_path / "a.jsonl"))
     assert csv_row[1:] == jsonl_row[1:] == ("two, words", "1")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_wsl.errors import DataError, did_you_mean
+from lit_wsl.training.json_lines import Damaged, is_unicode, read_json_lines
 from lit_wsl.training.llava.listing import Sampling, Source, find_sources
 
 IMAGE = "<image>"
@@ -21,13 +22,6 @@ HUMAN, GPT = ROLES = ("human", "gpt")
 """Who asks and who answers; only answers are learned."""
 
 _SPACE = re.compile(r"\s*")
-
-
-@dataclass(frozen=True)
-class Damaged:
-    """A line that holds no JSON."""
-
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,14 @@ def image_paths(row: Mapping[str, Any], image_folder: Path) -> list[Path]:
     """Files of a good row's images, in order."""
     images = row.get("image")
     names = [] if images is None else [images] if isinstance(images, str) else images
-    return [image_folder / Path(name).expanduser() for name in names]
+    return [image_folder / _expanded(name) for name in names]
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # the home of a user that there is not
+        return Path(name)
 
 
 def faults_of(row: LocatedRow, image_folder: Path | None = None) -> list[str]:
@@ -107,6 +108,8 @@ def _faults_of_turn(turn: Any, number: int) -> list[str]:
         faults.append(f"turn {number} has the unknown role {role!r}. {did_you_mean(str(role), ROLES)}".rstrip("."))
     if not isinstance(text, str):
         return [*faults, f"turn {number} has no text as `value`, got {text!r:.40}"]
+    if not is_unicode(text):
+        faults.append(f"turn {number} has half of a surrogate pair, which is no text")
     if role == GPT and not text.strip():
         faults.append(f"turn {number} is an empty answer")
     if role != HUMAN and IMAGE in text:
@@ -123,12 +126,19 @@ def _faults_of_images(content: Mapping[str, Any], turns: list[Any], folder: Path
     if not (images is None or isinstance(images, str) or _is_texts(images)):
         return [f"`image` must be a path or a list of paths, got {images!r:.40}"]
     paths = image_paths(content, folder)
-    faults = [f"image {path} does not exist" for path in paths if not path.is_file()]
+    faults = [f"image {path} does not exist" for path in paths if not _is_file(path)]
     texts = (turn.get("value") for turn in turns if isinstance(turn, dict))
     places = sum(text.count(IMAGE) for text in texts if isinstance(text, str))
     if places != len(paths):
         faults.append(f"{places} {IMAGE} in the text for {len(paths)} images")
     return faults
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
 
 
 def _is_texts(value: Any) -> bool:
@@ -149,20 +159,11 @@ def _read(path: Path) -> Iterator[LocatedRow]:
         yield from _read_lines(path) if path.suffix == ".jsonl" else _read_list(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); convert it.") from error
-    except RecursionError as error:
-        raise DataError(f"{path} has a row that is nested too deeply to be read.") from error
 
 
 def _read_lines(path: Path) -> Iterator[LocatedRow]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line, content in enumerate(file, start=1):
-            if not content.strip():
-                continue
-            try:
-                row = json.loads(content)
-            except json.JSONDecodeError as error:
-                row = Damaged(f"no JSON ({error.msg} at column {error.colno})")
-            yield LocatedRow(path, line, row, line)
+    for line, row in read_json_lines(path):
+        yield LocatedRow(path, line, row, line)
 
 
 def _read_list(path: Path) -> Iterator[LocatedRow]:
@@ -178,6 +179,8 @@ def _read_list(path: Path) -> Iterator[LocatedRow]:
             yield LocatedRow(path, number, row, line)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}: no JSON ({error.msg} at column {error.colno}).") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, or lists in lists
+        raise DataError(f"{path}, behind line {line}: no JSON that can be read ({error}).") from error
 
 
 def _elements(text: str, position: int) -> Iterator[tuple[int, Any]]:

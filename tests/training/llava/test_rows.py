@@ -110,6 +110,8 @@ def test_percent_rounds_up_like_llava_next():
         ("a.json", '[{"id": 1} {"id": 2}]', "line 1: no JSON (Expecting ',' or ']'"),
         ("a.json", '[{"id": 1}', "line 1: no JSON"),
         ("a.json", "", "is no JSON list"),
+        ("a.json", '[{"id": 1},\n{"id": ' + "9" * 5000 + "}]", "behind line 1: no JSON that can be read (Exceeds the"),
+        ("a.json", "[" * 100_000, "behind line 1: no JSON that can be read"),
         ("a.yaml", "datasets: []", "`datasets` must be a list"),
         ("a.yaml", "datasets: [{path: a.json}]", "datasets[0]: expected `json_path`"),
         ("a.yaml", "datasets: [{json_path: a.csv}]", "must end in .json or .jsonl"),
@@ -134,6 +136,14 @@ def test_a_missing_file_and_text_of_another_encoding_are_told(tmp_path):
         list(iter_rows(tmp_path / "latin.jsonl"))
 
 
+@pytest.mark.parametrize("content", ["9" * 5000, "[" * 100_000])
+def test_a_line_that_the_parser_breaks_on_is_a_fault_of_its_row(content, tmp_path):
+    (tmp_path / "a.jsonl").write_text(f"{json.dumps(row(0))}\n{content}\n{json.dumps(row(1))}\n")
+    faults = [faults_of(located) for located in iter_rows(tmp_path / "a.jsonl")]
+    assert [len(of_row) for of_row in faults] == [0, 1, 0]
+    assert faults[1][0].startswith("no JSON that can be read")
+
+
 HUMAN = {"from": "human", "value": "Which?"}
 GPT = {"from": "gpt", "value": "red"}
 SEEING = {"from": "human", "value": "<image>\nWhich?"}
@@ -155,6 +165,9 @@ SEEING = {"from": "human", "value": "<image>\nWhich?"}
         ({"conversations": [HUMAN]}, ["no turn is of 'gpt'"]),
         ({"conversations": [HUMAN, {"from": "gpt", "value": " "}]}, ["turn 2 is an empty answer"]),
         ({"image": "gone.png", "conversations": [SEEING, GPT]}, ["gone.png does not exist"]),
+        ({"image": "a" * 3000, "conversations": [SEEING, GPT]}, ["does not exist"]),
+        ({"image": "~nobody.at.all/a.png", "conversations": [SEEING, GPT]}, ["does not exist"]),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, ["turn 2 has half of a surrogate pair"]),
         ({"image": "a.png", "conversations": [HUMAN, GPT]}, ["0 <image> in the text for 1 images"]),
         ({"conversations": [SEEING, GPT]}, ["1 <image> in the text for 0 images"]),
         ({"image": 7, "conversations": [SEEING, GPT]}, ["`image` must be a path"]),
