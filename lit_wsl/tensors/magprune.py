@@ -32,7 +32,7 @@ def drop_small_and_rescale(
     doubled = doubled_ranks(x)
     has_table = columns <= _LONGEST_TABLE
     ranks = np.arange(2 * columns - 1) if has_table else doubled
-    probabilities = density + epsilon * (ranks / max(columns - 1, 1) - 1.0) if columns > 1 else np.full(1, density)
+    probabilities = density + epsilon * (ranks / (columns - 1) - 1.0) if columns > 1 else np.full(1, density)
     limits, factors = np.rint(probabilities * (1 << 32)).astype(np.int64), 1.0 / probabilities
     if x.dtype == torch.float32:
         factors = factors.astype(np.float32)

@@ -33,12 +33,14 @@ def main() -> int:
     parser.add_argument("--only", default="", help="Mutants whose name holds this text.")
     parser.add_argument("--every", type=int, default=1, help="Take only every n-th mutant.")
     parser.add_argument("--merging", action="store_true", help="Let the tests of merge methods try what survives.")
+    parser.add_argument("--again", type=Path, help="Outcomes of a run; try only what survived it, or is new.")
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "mutants.json")
     options = parser.parse_args()
     started = time.monotonic()
     modules = options.modules or sorted(path.stem for path in (ROOT / "lit_wsl/tensors").glob("[!_]*.py"))
     out = os.fdopen(os.dup(1), "w", buffering=1)  # pytest takes the other one
-    mutation = Mutation(modules, options.budget, lambda line: print(line, file=out), options.only, options.every)
+    known = json.loads(options.again.read_text()) if options.again else {}
+    mutation = Mutation(modules, options.budget, lambda line: print(line, file=out), options.only, options.every, known)
     hypothesis.settings.register_profile(
         "mutants",
         derandomize=True,

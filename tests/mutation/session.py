@@ -8,7 +8,7 @@ import resource
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,6 +54,8 @@ class Mutation:
     report: Callable[[str], None]
     only: str = ""
     every: int = 1
+    known: Mapping[str, str] = field(default_factory=dict)
+    """Outcomes of an earlier run; only what survived there, or is new, is tried again."""
     outcomes: dict[str, str] = field(default_factory=dict)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -71,6 +73,9 @@ class Mutation:
         started, tally = _cpu(), defaultdict[str, int](int)
         for number, mutant in enumerate(mutants_of(Path(path).read_text(), name, path)):
             if number % self.every or self.only not in mutant.name:
+                continue
+            if self.known.get(mutant.name, "survived") != "survived":
+                self.outcomes[mutant.name] = self.known[mutant.name]
                 continue
             chosen = self._in_order(baseline.tests_of(path, mutant.lines), items, baseline)
             outcome = _outcome(partial(_attack, module, mutant, items, chosen), chosen, baseline)

@@ -124,6 +124,16 @@ def test_cross_entropy_is_that_of_plain_python_per_token(causal, smoothing):
     )
 
 
+def test_unless_told_otherwise_nothing_is_moved_smoothed_or_tempered():
+    logits = 3.0 * torch.randn(2, 4, 5, dtype=F64)
+    rows = [(logits[b, t].tolist(), int(LABELS[b, t])) for b in range(2) for t in range(4) if LABELS[b, t] != -100]
+    losses = [-math.log(_shares(row)[label]) for row, label in rows]
+    assert float(cross_entropy(logits, LABELS)) == pytest.approx(sum(losses) / len(losses))
+    assert float(cross_entropy_sum(logits, LABELS)[0]) == pytest.approx(sum(losses))
+    assert float(mean_entropy(logits, LABELS)) == pytest.approx(sum(_entropy(row) for row, _ in rows) / len(rows))
+    torch.testing.assert_close(entropy(logits)[0, 0], torch.tensor(_entropy(logits[0, 0].tolist()), dtype=F64))
+
+
 def test_gradients_of_means_are_those_of_finite_differences():
     logits = torch.randn(2, 4, 5, dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: cross_entropy(z, LABELS, causal=True), (logits,))
@@ -147,6 +157,7 @@ def test_batches_in_which_nothing_counts_are_refused():
         (lambda z: entropy(z, 0.0), "entropy_temperature > 0"),
         (lambda z: entropy(z, chunk=-1), "entropy_chunk_size >= 0"),
         (lambda z: cross_entropy(z, LABELS, label_smoothing=1.0), "ce_label_smoothing < 1"),
+        (lambda z: cross_entropy_sum(z, LABELS, label_smoothing=-0.5), "ce_label_smoothing < 1"),
         (lambda z: cross_entropy(z, LABELS, reduction="none"), "ce_reduction"),
         (lambda z: smooth_max(z, 0.0), "tau > 0"),
     ],
