@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lit_wsl.errors import LitWslError
+from lit_wsl.errors import CheckpointError, LitWslError
 from lit_wsl.runs.bundle import CONFIG, SUMMARY, read_results
 from lit_wsl.runs.layout import RunLayout, split_key
 from lit_wsl.runs.metadata import METADATA, load_merge_metadata, source_tasks_of
@@ -92,9 +92,9 @@ def read_run(path: Path) -> Run:
     return Run(
         path=path,
         method=str(summary.get("merge_method") or metadata.get("merge_method") or method),
-        source_tasks=summary.get("source_tasks") or source_tasks_of(metadata),
+        source_tasks=source_tasks_of(summary) or source_tasks_of(metadata),
         timestamp=str(summary.get("timestamp") or metadata.get("timestamp") or _changed(path)),
-        params=dict(summary.get("params") or metadata.get("params") or metadata.get("method_params") or {}),
+        params=_params(path, summary, metadata),
         tag=str(summary.get("merge_tag") or metadata.get("merge_tag") or ""),
         results=results,
         metadata=metadata,
@@ -132,6 +132,19 @@ def best_run(runs: Iterable[Run], split: str | None = None, subset: str | None =
     """
     finished = (run for run in runs if run.status in ("completed", "failed"))
     return best_of(((run, run.scores) for run in finished), split, subset)
+
+
+def _params(path: Path, *described: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of the method, by the first that names any.
+
+    Raises:
+        CheckpointError: If they are no mapping.
+    """
+    given = (one.get(name) for one in described for name in ("params", "method_params"))
+    found = next((value for value in given if value), {})
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} is damaged: its parameters are {found!r:.60}; run the merge again.")
+    return found
 
 
 def _read_or_tell(path: Path) -> Run:

@@ -6,6 +6,8 @@ import yaml
 
 MOST_ENTRIES = 1_000_000
 """Entries that a text may stand for, with each alias written out."""
+MOST_LEVELS = 100
+"""Levels of nesting; what is deeper could be read, but hardly be walked through, written or shown."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -44,14 +46,19 @@ def read_yaml_documents(text: str) -> list[Any]:
         raise yaml.YAMLError(str(error)) from error
 
 
-def _count(node: Any, known: dict[int, int]) -> int:
-    """Entries below a node, each alias counted as often as it stands."""
+def _count(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Entries below a node, each alias counted as often as it stands, and levels of nesting."""
     if not isinstance(node, yaml.CollectionNode):
-        return 1
+        return 1, 0
     if id(node) not in known:
-        known[id(node)] = MOST_ENTRIES  # what it counts for inside of itself
+        known[id(node)] = MOST_ENTRIES, 0  # what it counts for inside of itself
         pairs = node.value if isinstance(node, yaml.MappingNode) else [(one,) for one in node.value]
-        known[id(node)] = 1 + sum(_count(one, known) for pair in pairs for one in pair)
-    if known[id(node)] >= MOST_ENTRIES:
+        inside = [_count(one, known) for pair in pairs for one in pair]
+        levels = 1 + max((levels for _, levels in inside), default=0)
+        known[id(node)] = 1 + sum(entries for entries, _ in inside), levels
+    entries, levels = known[id(node)]
+    if entries >= MOST_ENTRIES:
         raise yaml.YAMLError("its aliases amount to too many entries, or hold themselves")
-    return known[id(node)]
+    if levels > MOST_LEVELS:
+        raise yaml.YAMLError("it is nested too deeply")
+    return entries, levels

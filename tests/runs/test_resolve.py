@@ -1,5 +1,7 @@
 """Which run is meant."""
 
+import json
+import re
 import shutil
 
 import pytest
@@ -122,6 +124,24 @@ def test_unfinished_and_damaged_runs_are_listed_and_never_chosen(layout, runs):
     assert states[runs[1].name] == states["run_claimed"] == "unfinished"
     assert states[runs[2].name] == "damaged"
     assert resolve_run(layout, method="ties") == resolve_run(layout, "latest", method="ties") == runs[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status"),
+    [
+        ("params", [None], "damaged: .*parameters are"),
+        ("params", "x", "damaged: .*parameters are"),
+        ("source_tasks", [None, 3], "completed"),
+        ("source_tasks", {"a": 1}, "completed"),
+    ],
+)
+def test_fields_of_another_type(layout, field, value, status):
+    path = record(layout)
+    summary = json.loads((path / "summary.json").read_text())
+    write_json(path / "summary.json", {**summary, field: value})
+    (run,) = list_runs(layout)
+    assert re.match(status, run.status)
+    assert all(isinstance(task, str) for task in run.source_tasks)
 
 
 def test_a_run_that_somebody_deleted_is_no_longer_the_best(layout, runs):
