@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_wsl.comparing.adapter_output import read_extraction
 from lit_wsl.comparing.architecture import Architecture
@@ -19,9 +19,12 @@ from lit_wsl.comparing.verdict import verdict_of
 from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.state.publish import published_file
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DIFFERENCES, ARCHITECTURE = "weight_differences.json", "architecture_comparison.json"
 LORA, CONFIGS = "lora_analysis.json", "config_comparison.json"
-REPORT, PAGE = "comparison_report.txt", "report.html"
+REPORT, PAGE, PLOTS = "comparison_report.txt", "report.html", "plots"
 OUTPUTS = (
     "difference.txt",
     DIFFERENCES,
@@ -33,12 +36,13 @@ OUTPUTS = (
     "adapter",
     REPORT,
     PAGE,
+    PLOTS,
 )
 """All that a comparison may leave in its directory, beside its journal."""
 
 
 def write_outputs(comparison: Comparison, directory: Path, configs: Mapping[str, Any]) -> None:
-    """Write the JSON files, the report and the page; each is replaced whole.
+    """Write the JSON files, the report, the page and its pictures; each is replaced whole.
 
     ``difference.txt`` is written while tensors are examined, by :class:`lit_wsl.comparing.texts.DifferenceText`.
 
@@ -50,14 +54,16 @@ def write_outputs(comparison: Comparison, directory: Path, configs: Mapping[str,
     Raises:
         CheckpointError: If a file cannot be written.
     """
-    from lit_wsl.comparing.page import page  # matplotlib takes a while to import
+    from lit_wsl.comparing.page import page
 
     write_architecture(comparison, directory)
     _write_json(directory / DIFFERENCES, differences_of(comparison))
     _write_json(directory / LORA, lora_analysis(comparison))
     _write_json(directory / CONFIGS, configs)
     _write_text(directory / REPORT, report_text(comparison, configs))
-    _write_text(directory / PAGE, page(comparison, configs))
+    figures = comparison.figures()
+    _write_text(directory / PAGE, page(comparison, configs, figures))
+    _write_pictures(directory / PLOTS, figures)
 
 
 def write_architecture(comparison: Comparison, directory: Path) -> None:
@@ -110,6 +116,16 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     except ValueError:  # a number that is none
         text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False)
     _write_text(path, text + "\n")
+
+
+def _write_pictures(directory: Path, figures: "Mapping[str, Figure]") -> None:
+    """Write a PNG of each figure, if there is one."""
+    for name, drawing in figures.items():
+        from lit_wsl.comparing.plots import png_of  # matplotlib takes a while to import
+
+        directory.mkdir(exist_ok=True)
+        with published_file(directory / f"{name}.png") as partial:
+            partial.write_bytes(png_of(drawing))
 
 
 def _write_text(path: Path, text: str) -> None:

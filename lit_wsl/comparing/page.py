@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_wsl.comparing.html import name_of, titled
 from lit_wsl.comparing.page_tables import configurations, failures, ranks, tensors, totals
@@ -13,11 +13,20 @@ from lit_wsl.comparing.summary import Summary, Total, short_kinds, summarise
 from lit_wsl.comparing.verdict import Verdict, verdict_of
 from lit_wsl.comparing.wording import amount, counted, percent, share_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def page(comparison: Comparison, configs: Mapping[str, Any]) -> str:
-    """The page: the verdict, plots and tables of where the change lies, then every tensor."""
+def page(comparison: Comparison, configs: Mapping[str, Any], figures: "Mapping[str, Figure] | None" = None) -> str:
+    """The page: the verdict, plots and tables of where the change lies, then every tensor.
+
+    Args:
+        comparison: What was found.
+        configs: Differing values by kind of file and dotted key.
+        figures: Those of the comparison, if they are drawn already.
+    """
     verdict, sums = verdict_of(comparison), summarise(comparison.findings)
     title = f"{comparison.base} → {comparison.finetuned}"
     style, script = (files("lit_wsl.comparing").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
@@ -28,7 +37,7 @@ def page(comparison: Comparison, configs: Mapping[str, Any]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title><style>\n{style}</style></head><body><main>",
             *_opening(comparison, verdict, sums),
-            *(_changes(comparison, sums) if sums.whole.changed else ()),
+            *(_changes(comparison, sums, figures or comparison.figures()) if sums.whole.changed else ()),
             *failures(comparison.failed()),
             *configurations(configs),
             *tensors(comparison.findings),
@@ -62,15 +71,14 @@ def _changed(whole: Total, settings: CompareSettings) -> str:
     )
 
 
-def _changes(comparison: Comparison, sums: Summary) -> Iterator[str]:
+def _changes(comparison: Comparison, sums: Summary, figures: "Mapping[str, Figure]") -> Iterator[str]:
     """Where the change lies, and what it looks like."""
-    from lit_wsl.comparing.plots import heat_map, histogram, spectra  # matplotlib takes a while to import
-
     findings, threshold = comparison.findings, comparison.settings.threshold
     yield from _plot(
         "Where it changed",
         "Norm of the difference over that of the base, on a logarithmic scale; grey cells did not change.",
-        heat_map(findings),
+        "Relative difference by layer and kind of module",
+        figures.get("heat_map"),
     )
     short = short_kinds(sums.kinds)
     kinds = sorted(sums.kinds.items(), key=lambda pair: -pair[1].diff_norm)
@@ -85,16 +93,21 @@ def _changes(comparison: Comparison, sums: Summary) -> Iterator[str]:
         "One line for each matrix (their number stands behind the module), from the first layer (dark) to the last "
         "(light), as shares of its largest value. "
         "Below the dashed line, the median of the matrices, could be noise; a cliff shows a change of low rank.",
-        spectra(findings),
+        "Singular values by kind of module",
+        figures.get("spectra"),
     )
     yield from ranks(findings)
     yield from _plot(
         "Sizes of the changes",
         f"Entries of the tensors that changed, from a sample; the dashed line is the threshold of {threshold:g}.",
-        histogram(findings, threshold),
+        "Entries by the size of their difference",
+        figures.get("histogram"),
     )
 
 
-def _plot(title: str, explanation: str, svg: str) -> Iterator[str]:
-    if svg:
-        yield f'<h2>{title}</h2><p class=faint>{escape(explanation)}</p><div class="wide">{svg}</div>'
+def _plot(title: str, explanation: str, label: str, drawing: "Figure | None") -> Iterator[str]:
+    if drawing is not None:
+        from lit_wsl.comparing.plots import svg_of  # matplotlib takes a while to import
+
+        yield f"<h2>{title}</h2><p class=faint>{escape(explanation)}</p>"
+        yield f'<div class="wide">{svg_of(drawing, title, label)}</div>'

@@ -1,4 +1,4 @@
-"""Plots of a comparison as SVG that stands inside a page and takes its colours from there."""
+"""Plots of a comparison: figures, and the same as SVG that stands inside a page and takes its colours from there."""
 
 import io
 import math
@@ -25,15 +25,15 @@ _DECADES = 4
 """Powers of ten that the colours of the heat map tell apart."""
 _LOWEST = 1e-7
 """Share of the largest singular value below which float32 arithmetic makes values up."""
-_SHADES = 48
-_INK, _FAINT, _TINT, _PAPER = "#010203", "#010204", "#010205", "#010206"
-"""Stand for colours of the page."""
+_SHADES, _DPI = 48, 150
+_INK, _FAINT, _TINT, _PAPER = "#2b3440", "#8a94a0", "#e6e9ee", "#fffffe"
+"""Colours that no map of colours has, so that those of the page can take their places."""
 _COLOURS = {_INK: "var(--ink)", _FAINT: "var(--faint)", _TINT: "var(--line)", _PAPER: "var(--paper)"}
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 9.0,
     "axes.titlesize": 9.0,
-    "figure.facecolor": "none",
+    "figure.facecolor": _PAPER,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -42,15 +42,26 @@ _STYLE = {
 }
 
 
-def heat_map(findings: Sequence[Finding]) -> str:
-    """Relative difference of each kind of module in each layer; empty where no layer changed."""
+def figures_of(findings: Sequence[Finding], threshold: float) -> dict[str, Figure]:
+    """Every picture that there is something to show in, by the name of its file.
+
+    Args:
+        findings: What was found of every tensor.
+        threshold: What an entry must differ by to count as changed.
+    """
+    drawn = {"heat_map": heat_map(findings), "spectra": spectra(findings), "histogram": histogram(findings, threshold)}
+    return {name: drawing for name, drawing in drawn.items() if drawing is not None}
+
+
+def heat_map(findings: Sequence[Finding]) -> Figure | None:
+    """Relative difference of each kind of module in each layer; None where no layer changed."""
     cells: dict[tuple[str, str], list[Finding]] = {}
     for one in in_layers(findings):
         if one.change is not None:
             cells.setdefault((layer_of(one.name), kind_of(one.name)), []).append(one)
     values = {key: total(group).relative_diff for key, group in cells.items()}
     if not any(values.values()):
-        return ""
+        return None
     layers, kinds = list(dict.fromkeys(layer for layer, _ in cells)), _columns(values)
     grid = np.array([[values.get((layer, kind), math.nan) for kind in kinds] for layer in layers])
     with rc_context(_STYLE):
@@ -70,7 +81,7 @@ def heat_map(findings: Sequence[Finding]) -> str:
         axes.set_yticks(np.arange(0, len(layers), step) + 0.5, names[::step])
         axes.tick_params(axis="y", length=0)
         axes.spines[:].set_visible(False)
-        return _svg(drawing, "heat", "Relative difference by layer and kind of module")
+        return _laid_out(drawing)
 
 
 def _columns(values: dict[tuple[str, str], float]) -> list[str]:
@@ -124,8 +135,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks or [low, high]
 
 
-def spectra(findings: Sequence[Finding]) -> str:
-    """Singular values of every analysed difference over the largest, in a panel for each kind of module."""
+def spectra(findings: Sequence[Finding]) -> Figure | None:
+    """Singular values of every analysed difference over the largest, by kind of module; None where there are none."""
     panels: dict[str, list[tuple[int | None, Pattern]]] = {}
     weights: dict[str, float] = {}
     for one in findings:
@@ -135,7 +146,7 @@ def spectra(findings: Sequence[Finding]) -> str:
         panels.setdefault(kind, []).append((parse_name(one.name).layer, one.pattern))
         weights[kind] = weights.get(kind, 0.0) + one.change.diff_norm**2
     if not panels:
-        return ""
+        return None
     kinds = sorted(panels, key=lambda kind: -weights[kind])[:MOST_PANELS]
     columns = min(4, len(kinds))
     rows = -(-len(kinds) // columns)
@@ -152,7 +163,7 @@ def spectra(findings: Sequence[Finding]) -> str:
         _share_scale(list(grid.flat[: len(kinds)]), columns)
         drawing.supylabel("share of the largest value")
         drawing.supxlabel("singular value, in order")
-        return _svg(drawing, "spectra", "Singular values by kind of module")
+        return _laid_out(drawing)
 
 
 def _share_scale(panels: Sequence[Axes], columns: int) -> None:
@@ -194,11 +205,11 @@ def _draw_spectra(axes: Axes, patterns: Sequence[tuple[int | None, Pattern]], de
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
 
 
-def histogram(findings: Sequence[Finding], threshold: float) -> str:
-    """Share of entries by the size of their difference, over all tensors that changed; empty without one."""
+def histogram(findings: Sequence[Finding], threshold: float) -> Figure | None:
+    """Share of entries by the size of their difference, over all tensors that changed; None without one."""
     changes = [one.change for one in findings if one.change is not None and one.change.histogram]
     if not changes:
-        return ""
+        return None
     weights = np.array([change.numel for change in changes], dtype=np.float64)
     shares = weights @ np.array([change.histogram for change in changes]) / weights.sum()
     filled = np.flatnonzero(shares > 0)
@@ -220,7 +231,13 @@ def histogram(findings: Sequence[Finding], threshold: float) -> str:
         axes.set_xlabel("size of the difference of an entry")
         axes.set_ylabel("percent of entries")
         axes.margins(y=0.15)
-        return _svg(drawing, "histogram", "Entries by the size of their difference")
+        return _laid_out(drawing)
+
+
+def _laid_out(drawing: Figure) -> Figure:
+    """The drawing with all its ticks, which else were made in the style of whoever shows it."""
+    drawing.draw_without_rendering()
+    return drawing
 
 
 _NUMBER = re.compile(r"(?<=[ \"ML])-?\d+\.\d{3,}")
@@ -229,11 +246,17 @@ _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _PATH = re.compile(r'(?<= d=")[^"]*')
 
 
-def _svg(drawing: Figure, name: str, label: str) -> str:
-    """The drawing for a page: without addresses, in the page's colours, with coordinates of two decimals."""
+def svg_of(drawing: Figure, name: str, label: str) -> str:
+    """The drawing for a page: without addresses, in the page's colours, with coordinates of two decimals.
+
+    Args:
+        drawing: One of these figures.
+        name: Tells ids of several drawings on one page apart.
+        label: What it shows, for those who cannot see it.
+    """
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": name}):
-        drawing.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        drawing.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="none")
     text = buffer.getvalue()
     text = _METADATA.sub("", text[text.index("<svg ") :])
     text = _PATH.sub(lambda found: _NUMBER.sub(_rounded, " ".join(found[0].split())), text)
@@ -242,6 +265,14 @@ def _svg(drawing: Figure, name: str, label: str) -> str:
     width, height = (float(side) for side in _ROOT.search(text).groups())  # type: ignore[union-attr]
     root = f'<svg role="img" aria-label="{label}" viewBox="0 0 {width:g} {height:g}" width="{width * 4 / 3:.0f}">'
     return _ROOT.sub(root, text, count=1)
+
+
+def png_of(drawing: Figure) -> bytes:
+    """The drawing as PNG."""
+    buffer = io.BytesIO()
+    with rc_context(_STYLE):
+        drawing.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()
 
 
 def _rounded(number: re.Match[str]) -> str:

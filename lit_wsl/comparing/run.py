@@ -19,6 +19,8 @@ from lit_wsl.errors import CheckpointError
 from lit_wsl.tensors.workers import forked, free_cores
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lit_wsl.comparing.adapter_output import ExtractionReport
 
 Progress = Callable[[int, int, str], None]
@@ -59,6 +61,17 @@ class Comparison:
     def extracted(self) -> list[str]:
         """What was extracted and what a user must know of it, in sentences; empty where nothing was asked for."""
         return [] if self.extraction is None else [self.extraction.sentence(), *self.extraction.notes]
+
+    def figures(self) -> "dict[str, Figure]":
+        """Where the change lies and what it looks like, as figures: ``heat_map``, ``spectra`` and ``histogram``.
+
+        A figure that would show nothing is left out. A notebook shows them; ``savefig`` writes them.
+        """
+        if not any(one.change is not None and one.change.diff_norm for one in self.findings):
+            return {}
+        from lit_wsl.comparing.plots import figures_of  # matplotlib takes a while to import
+
+        return figures_of(self.findings, self.settings.threshold)
 
 
 def new_comparison(base: ComparedModel, tuned: ComparedModel, settings: CompareSettings) -> Comparison:

@@ -22,6 +22,7 @@ FILES = {
     "architecture_comparison.json",
     "lora_analysis.json",
     "comparison_report.txt",
+    "plots",
     "report.html",
     "journal.jsonl",
 }

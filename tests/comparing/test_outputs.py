@@ -1,6 +1,7 @@
 """The JSON files have the keys that were asked for, and a directory gives its comparison back."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -45,6 +46,11 @@ def test_all_files_are_known_and_none_is_left_over(directory):
         "extracted_lora_weights.safetensors",
         "adapter",
     }
+
+
+def test_pictures_of_the_page_are_files_too(directory):
+    there = {path.name: path.read_bytes()[:4] for path in (directory / "plots").iterdir()}
+    assert there == dict.fromkeys(("heat_map.png", "spectra.png", "histogram.png"), b"\x89PNG")
 
 
 def test_weight_differences_have_the_asked_keys(directory):
@@ -125,7 +131,7 @@ def test_a_killed_comparison_is_read_as_far_as_it_went(tmp_path):
     _written(begun, tmp_path)
     for path in tmp_path.iterdir():
         if path.name != NAME:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     with (tmp_path / NAME).open("a") as file:
         file.write('{"name": "model.la')  # cut off in the middle
     found = read_outputs(tmp_path)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib import rc_context
 
 from lit_wsl.comparing.page import page
-from lit_wsl.comparing.plots import heat_map, histogram, spectra
+from lit_wsl.comparing.plots import heat_map, histogram, png_of, spectra, svg_of
 from lit_wsl.comparing.verdict import verdict_of
 from tests.comparing.examples import EXAMPLES, LAYERS, example
 
@@ -84,23 +85,43 @@ def test_names_are_escaped():
 
 def test_plots_are_left_out_where_nothing_changed():
     findings = example("identical").findings
-    assert (heat_map(findings), spectra(findings), histogram(findings, 1e-6)) == ("", "", "")
+    assert (heat_map(findings), spectra(findings), histogram(findings, 1e-6)) == (None, None, None)
+    assert example("identical").figures() == {}
     assert "<svg" not in page(example("identical"), {})
 
 
+def _texts(drawing):
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg_of(drawing, "name", "label"))
+
+
+def test_figures_look_the_same_on_a_page_in_a_file_and_in_a_notebook():
+    """Their ticks are made in their own style, not in that of whoever draws them."""
+    figures = example("dense").figures()
+    assert list(figures) == ["heat_map", "spectra", "histogram"]
+    for name, drawing in figures.items():
+        inside = svg_of(drawing, name, "label")
+        with rc_context({"xtick.labelcolor": "red", "font.size": 20.0}):
+            assert svg_of(example("dense").figures()[name], name, "label") == inside
+            drawing.draw_without_rendering()
+        assert all(label.get_color() == "#2b3440" for label in drawing.axes[0].get_xticklabels())
+        assert "var(--ink)" in inside
+        assert "#2b3440" not in inside
+        assert png_of(drawing).startswith(b"\x89PNG")
+
+
 def test_heat_map_has_every_layer_and_kind():
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", heat_map(example("lora").findings))
+    texts = _texts(heat_map(example("lora").findings))
     assert {f"layer {at}" for at in range(LAYERS)} <= set(texts)
     assert {"q_proj", "k_proj", "down_proj", "input_layernorm"} <= set(texts)
 
 
 def test_spectra_have_a_panel_for_each_kind_that_changed():
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", spectra(example("lora and head").findings))
+    texts = _texts(spectra(example("lora and head").findings))
     assert {"q_proj (3)", "lm_head (1)"} <= set(texts)
 
 
 def test_shares_of_the_histogram_are_percent():
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", histogram(example("dense").findings, 1e-6))
+    texts = _texts(histogram(example("dense").findings, 1e-6))
     shares = [float(text) for text in texts if re.fullmatch(r"\d+\.\d", text)]
     assert sum(shares) == pytest.approx(100.0, abs=0.5)
 
