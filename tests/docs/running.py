@@ -126,7 +126,9 @@ class Run:
 
 
 def check_printed(block: Block, printed: str) -> None:
-    """Assert that every line of a block was printed, in order; numbers may differ or be missing, and ``…`` stands for anything.
+    """Assert that every line of a block was printed, in order.
+
+    Numbers may differ or be missing, and ``…`` stands for anything.
 
     Raises:
         AssertionError: If one was not.
