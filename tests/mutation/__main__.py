@@ -29,17 +29,21 @@ def main() -> int:
     """Run the mutants; 1 if one survives that no reason excuses."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", help="Modules of lit_wsl.tensors; all by default.")
-    parser.add_argument("--budget", type=float, default=4.0, help="CPU seconds of tests for one mutant.")
+    parser.add_argument("--budget", type=float, default=3.0, help="CPU seconds of tests for one mutant.")
     parser.add_argument("--only", default="", help="Mutants whose name holds this text.")
     parser.add_argument("--every", type=int, default=1, help="Take only every n-th mutant.")
     parser.add_argument("--merging", action="store_true", help="Let the tests of merge methods try what survives.")
+    parser.add_argument("--all", action="store_true", help="Try those too that may survive with a reason.")
     parser.add_argument("--again", type=Path, help="Outcomes of a run; try only what survived it, or is new.")
     parser.add_argument("--out", type=Path, default=ROOT / "artifacts" / "mutants.json")
     options = parser.parse_args()
     started = time.monotonic()
     modules = options.modules or sorted(path.stem for path in (ROOT / "lit_wsl/tensors").glob("[!_]*.py"))
     out = os.fdopen(os.dup(1), "w", buffering=1)  # pytest takes the other one
-    known = json.loads(options.again.read_text()) if options.again else {}
+    known = {} if options.all else dict.fromkeys(excused(), "survived")
+    if options.again:
+        earlier = json.loads(options.again.read_text())
+        known |= {name: outcome for name, outcome in earlier.items() if outcome != "survived"}
     mutation = Mutation(modules, options.budget, lambda line: print(line, file=out), options.only, options.every, known)
     hypothesis.settings.register_profile(
         "mutants",

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import math
 import os
 import pickle
 import resource
@@ -55,7 +56,7 @@ class Mutation:
     only: str = ""
     every: int = 1
     known: Mapping[str, str] = field(default_factory=dict)
-    """Outcomes of an earlier run; only what survived there, or is new, is tried again."""
+    """Outcomes that are known already; only what survived, or is new, is tried."""
     outcomes: dict[str, str] = field(default_factory=dict)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -74,11 +75,11 @@ class Mutation:
         for number, mutant in enumerate(mutants_of(Path(path).read_text(), name, path)):
             if number % self.every or self.only not in mutant.name:
                 continue
-            if self.known.get(mutant.name, "survived") != "survived":
+            if mutant.name in self.known:
                 self.outcomes[mutant.name] = self.known[mutant.name]
                 continue
             chosen = self._in_order(baseline.tests_of(path, mutant.lines), items, baseline)
-            outcome = _outcome(partial(_attack, module, mutant, items, chosen), chosen, baseline)
+            outcome = _outcome(partial(_attack, module, mutant, items, chosen, baseline.seconds), chosen, baseline)
             tally[outcome] += 1
             self.outcomes[mutant.name] = outcome
             if outcome == "survived":
@@ -104,8 +105,6 @@ def _outcome(attack: Callable[[], int], chosen: list[int], baseline: Baseline) -
     child = os.fork()
     if not child:
         os.setpgid(0, 0)
-        cpu = int(3 + 4 * expected)
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(int(20 + 10 * expected))
         code = KILLED
@@ -121,12 +120,19 @@ def _outcome(attack: Callable[[], int], chosen: list[int], baseline: Baseline) -
     return {SURVIVED: "survived", STILLBORN: "stillborn"}.get(os.WEXITSTATUS(status), "killed")
 
 
-def _attack(module: Any, mutant: Mutant, items: list[pytest.Item], chosen: list[int]) -> int:
+def _attack(
+    module: Any, mutant: Mutant, items: list[pytest.Item], chosen: list[int], seconds: Mapping[int, float]
+) -> int:
     try:
         transplant(module, mutant.compiled())
     except Exception:  # noqa: BLE001 - whatever a fault makes of the module's own statements
         return STILLBORN
-    return KILLED if any(_fails(items[at]) for at in chosen) else SURVIVED
+    for at in chosen:
+        limit = math.ceil(time.process_time() + 1 + 5 * seconds[at])  # a loop without an end
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+        if _fails(items[at]):
+            return KILLED
+    return SURVIVED
 
 
 def _fails(item: pytest.Item) -> bool:

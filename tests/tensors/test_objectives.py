@@ -176,6 +176,12 @@ def test_weights_of_tasks():
     assert baseline_weights(tasks, {"a": 2.0, "b": 0.0}, floor=0.1, cap=3.0) == {"a": 0.25, "b": 3.0}
 
 
+def test_weights_may_be_zero_or_small():
+    assert manual_weights(["a", "b"], {"a": 0.0, "b": 0.25}) == {"a": 0.0, "b": 1.0}
+    assert baseline_weights(["a"], {"a": 1.0}, cap=0.5) == {"a": 0.5}
+    assert baseline_weights(["a", "b"], {"a": -3.0, "b": 0.25}, floor=0.5) == {"a": 1.0, "b": 1.0}
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -183,6 +189,10 @@ def test_weights_of_tasks():
         (lambda: manual_weights(["a"], {"a": 1.0, "c": 1.0}), "differs in c"),
         (lambda: manual_weights(["a", "b"], {"a": 1.0, "b": -0.5}), "not be negative"),
         (lambda: manual_weights(["a"], {"a": 0.0}), "all zero"),
+        (lambda: manual_weights(["a", "b"], {"a": math.inf, "b": 1.0}), "all zero"),
+        (lambda: manual_weights(["a"], {"a": math.nan}), "not be negative"),
+        (lambda: baseline_weights(["a", "b"], {"a": 1.0, "b": math.inf}), "baseline loss of b"),
+        (lambda: baseline_weights(["a", "b"], {"a": 1.0, "b": -math.inf}), "baseline loss of b"),
         (lambda: baseline_weights(["a", "b"], {"a": 1.0}), "baseline loss of b"),
         (lambda: baseline_weights(["a"], {"a": math.nan}), "baseline loss of a"),
         (lambda: baseline_weights(["a"], {"a": 1.0}, floor=0.0), "must be positive"),
@@ -211,6 +221,13 @@ def test_regret_of_a_source_that_gains_nothing_stays_small_and_rises_with_the_lo
     assert 0.0 < float(loss.grad) <= 101.0
 
 
+@pytest.mark.parametrize("base", [20.0, 0.05, -20.0])
+def test_the_least_gain_is_a_share_of_the_size_of_the_bases_loss(base):
+    """Also of a loss below zero, as a log-likelihood of a density may have."""
+    given = [torch.tensor([one], dtype=F64) for one in (base + 1.0, base, base)]
+    assert float(regret(*given, eps=1e-9, least_gain=0.5)) == pytest.approx(1.0 / (0.5 * abs(base)))
+
+
 def test_regret_of_losses_that_are_all_zero_is_finite():
     zero = torch.zeros(2)
     assert regret(zero, zero, zero, eps=0.0).tolist() == [0.0, 0.0]
@@ -227,3 +244,12 @@ def test_smooth_maximum_bounds_the_maximum_and_has_the_weights_as_gradient(tau):
     found.backward()
     torch.testing.assert_close(values.grad, smooth_max_weights(values.detach(), tau))
     assert torch.autograd.gradcheck(lambda v: smooth_max(v, tau), (values,))
+
+
+def test_smooth_maxima_have_a_tenth_as_their_default_and_the_last_dimension():
+    values = torch.randn(3, 4, dtype=F64)
+    expected = [0.1 * math.log(sum(math.exp(v / 0.1) for v in row)) for row in values.tolist()]
+    torch.testing.assert_close(smooth_max(values), torch.tensor(expected, dtype=F64))
+    torch.testing.assert_close(
+        smooth_max_weights(values), torch.tensor([_shares(row, 0.1) for row in values.tolist()], dtype=F64)
+    )
