@@ -4,25 +4,23 @@ import copy
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.text import Perplexity
 
 from lit_wsl.errors import ConfigError, DataError
 from lit_wsl.models.language import load_causal_lm, make_causal_lm, read_model_config, untie_embeddings
 from lit_wsl.models.lora import LoraSpec
 from lit_wsl.state.adapters import read_adapter_config
+from lit_wsl.tensors.objectives import IGNORED
 from lit_wsl.training.module import MeasuredModule, adamw
+from lit_wsl.training.token_loss import token_loss
 
 Batch = dict[str, Tensor]
 """``input_ids``, ``labels`` and, where there is padding, ``attention_mask``, shape ``(b, s)``."""
-
-IGNORED = -100
-"""Label of a token that is not to be predicted."""
 
 _POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)$")
 """Names of learned or stored positions in transformers' models."""
@@ -30,6 +28,8 @@ _POSITION_TABLE = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings)$"
 
 class CausalLMModule(MeasuredModule):
     """A transformers language model under next-token cross-entropy, averaged over the predicted tokens.
+
+    It measures ``loss`` and ``perplexity``.
 
     Args:
         model: A directory with weights, ``package:NAME/dir``, or a hub id; or a transformers configuration, as the
@@ -67,7 +67,7 @@ class CausalLMModule(MeasuredModule):
         self.model = _build(source, untie=untie_embeddings)
         self._adapt(init_adapter)
         self.model.train()  # transformers loads in evaluation mode, which Lightning would keep
-        self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("val", "test")})
+        self.metrics = self._metrics_by_stage()
 
     def setup(self, stage: str) -> None:
         """Refuse data beyond the vocabulary or the positions of the model, before any step.
@@ -104,27 +104,18 @@ class CausalLMModule(MeasuredModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``val/loss`` and ``val/perplexity``."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``test/loss`` and ``test/perplexity``."""
-        self._evaluate("test", batch)
-
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Logits of shape ``(b, s, vocabulary)``."""
         logits: Tensor = self(batch)
         return logits
 
-    def _evaluate(self, stage: Literal["val", "test"], batch: Batch) -> None:
+    def _make_metrics(self) -> dict[str, Metric]:
+        return {"loss": MeanMetric(), "perplexity": Perplexity(ignore_index=IGNORED)}
+
+    def _update(self, metrics: Any, batch: Batch) -> None:
         logits, labels = self(batch), batch["labels"]
-        loss, tokens = next_token_loss(logits, labels)
-        metrics: Any = self.metrics[stage]
-        metrics["loss"].update(loss, tokens)
+        metrics["loss"].update(*next_token_loss(logits, labels))
         metrics["perplexity"].update(logits[:, :-1].float(), labels[:, 1:])
-        for name, metric in metrics.items():
-            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(labels))
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,10 +128,7 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The mean in float32, zero if nothing is predicted, and the count.
     """
-    targets = labels[:, 1:].flatten()
-    tokens = (targets != IGNORED).sum()
-    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
-    return total / tokens.clamp(min=1), tokens
+    return token_loss(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
 
 
 def _build(source: str | dict[str, Any], *, untie: bool) -> Any:
@@ -173,7 +161,3 @@ def _source(model: str | dict[str, Any]) -> str | dict[str, Any]:
     if isinstance(model, str):
         return read_model_config(Path(model)) if model.endswith(".json") else model
     return copy.deepcopy(model)
-
-
-def _metrics() -> nn.ModuleDict:
-    return nn.ModuleDict({"loss": MeanMetric(), "perplexity": Perplexity(ignore_index=IGNORED)})

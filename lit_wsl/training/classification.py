@@ -4,27 +4,30 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.models.lora import LoraSpec
 from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
 from lit_wsl.training.encoder import PromptHead, class_prototypes, embed, load_head
-from lit_wsl.training.module import BackboneModule, adamw
+from lit_wsl.training.module import MeasuredModule, adamw
 from lit_wsl.training.text import Batch
+from lit_wsl.training.tokenizer import read_tokenizer
 
 
-class SequenceClassificationModule(BackboneModule):
+class SequenceClassificationModule(MeasuredModule):
     """An encoder, masked mean pooling, unit-length embeddings and a head.
+
+    It measures ``loss``, ``acc`` over all rows, and ``f1`` averaged over the classes.
 
     Args:
         model: The encoder: a directory, ``package:NAME/dir``, or a hub id.
@@ -81,13 +84,12 @@ class SequenceClassificationModule(BackboneModule):
         if (pooler := getattr(self.encoder, "pooler", None)) is not None:
             pooler.requires_grad_(False)  # mean pooling never reads it: it would get no gradient
         self.encoder.train()  # transformers loads in evaluation mode, which Lightning would keep
-        self.metrics = nn.ModuleDict({stage: _metrics(stage, len(self.labels)) for stage in ("val", "test")})
+        self.metrics = self._metrics_by_stage()
 
     def _make_head(self, directory: Path) -> nn.Module:
         if self.head_kind == "linear":
             return nn.Linear(self.encoder.config.hidden_size, len(self.labels))
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        return PromptHead(class_prototypes(self.encoder, tokenizer, self.prompts))
+        return PromptHead(class_prototypes(self.encoder, read_tokenizer(directory), self.prompts))
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits of shape ``(b, classes)``."""
@@ -100,26 +102,20 @@ class SequenceClassificationModule(BackboneModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``val/loss``, ``val/acc`` and ``val/f1``."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``test/loss``, ``test/acc`` and ``test/f1``."""
-        self._evaluate("test", batch)
-
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Class probabilities, shape ``(b, classes)``."""
         return self(batch).softmax(dim=-1)
 
-    def _evaluate(self, stage: Literal["val", "test"], batch: Batch) -> None:
+    def _make_metrics(self) -> dict[str, Metric]:
+        classes = len(self.labels)
+        accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
+        return {"loss": MeanMetric(), "acc": accuracy, "f1": MulticlassF1Score(num_classes=classes)}
+
+    def _update(self, metrics: Any, batch: Batch) -> None:
         logits, targets = self(batch), batch["labels"]
-        metrics = self.metrics[stage]
-        assert isinstance(metrics, MetricCollection)
-        metrics.update(logits, targets)
-        size = len(targets)
-        self.log(f"{stage}/loss", F.cross_entropy(logits, targets), batch_size=size)
-        self.log_dict(metrics, prog_bar=True, batch_size=size)
+        metrics["loss"].update(F.cross_entropy(logits, targets), len(targets))
+        metrics["acc"].update(logits, targets)
+        metrics["f1"].update(logits, targets)
 
     def _head_state(self) -> Mapping[str, Tensor]:
         return self.head.state_dict()
@@ -164,8 +160,3 @@ def _set_dropout(encoder: nn.Module, probability: float) -> None:
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = probability
-
-
-def _metrics(stage: str, classes: int) -> MetricCollection:
-    accuracy = MulticlassAccuracy(num_classes=classes, average="micro")
-    return MetricCollection({f"{stage}/acc": accuracy, f"{stage}/f1": MulticlassF1Score(num_classes=classes)})

@@ -11,7 +11,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lit_wsl.errors import CheckpointError, ConfigError
-from lit_wsl.training.causal_lm import IGNORED, CausalLMModule
+from lit_wsl.tensors.objectives import IGNORED
+from lit_wsl.training.causal_lm import CausalLMModule
 from lit_wsl.training.plain_parameters import PlainParameter
 
 Labels = Literal["data", "model"]

@@ -3,12 +3,12 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric
 from transformers import LlavaOnevisionConfig
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
@@ -36,7 +36,8 @@ _INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_sizes", "batch_
 class ImageTextModule(MeasuredModule):
     """A LLaVA-OneVision, with or without modality layers, under cross-entropy averaged over the tokens of answers.
 
-    Whatever gets no gradient is frozen, so that training in parallel needs no search for unused parameters.
+    Whatever gets no gradient is frozen, so that training in parallel needs no search for unused parameters. It measures
+    ``loss``, ``token_accuracy`` and ``exact_match``, the share of answers whose tokens are all the likeliest.
 
     Args:
         model: A directory with weights, ``package:NAME/dir``, or a hub id; or a transformers configuration of
@@ -91,7 +92,7 @@ class ImageTextModule(MeasuredModule):
         freeze_named(self.model, freeze)
         freeze_unreached(self.model)
         self.model.train()  # transformers loads in evaluation mode, which Lightning would keep
-        self.metrics = nn.ModuleDict({stage: _metrics() for stage in ("val", "test")})
+        self.metrics = self._metrics_by_stage()
 
     def forward(self, batch: Batch, positions: Tensor | None = None) -> Tensor:
         """Logits of the next token, of shape ``(b, s, vocabulary)``, or ``(b, k, vocabulary)`` at ``positions``."""
@@ -125,29 +126,21 @@ class ImageTextModule(MeasuredModule):
         features = self.model.get_image_features(blank, torch.tensor([[side, side]])).pooler_output
         return torch.cat(list(features)).sum() * 0
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``val/loss``, ``val/token_accuracy`` and ``val/exact_match``."""
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log ``test/loss``, ``test/token_accuracy`` and ``test/exact_match``."""
-        self._evaluate("test", batch)
-
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The likeliest token after each token, shape ``(b, s)``."""
         return self(batch).argmax(dim=-1)
 
-    def _evaluate(self, stage: Literal["val", "test"], batch: Batch) -> None:
+    def _make_metrics(self) -> dict[str, Metric]:
+        return {name: MeanMetric() for name in ("loss", "token_accuracy", "exact_match")}
+
+    def _update(self, metrics: Any, batch: Batch) -> None:
         labels = batch["labels"]
         positions = answer_positions(labels)
         logits = self(batch, positions)
         answers = score_answers(logits, labels, positions)
-        metrics: Any = self.metrics[stage]
         metrics["loss"].update(answer_loss(logits, labels, positions), answers.right_tokens.numel())
         metrics["token_accuracy"].update(answers.right_tokens.float())
         metrics["exact_match"].update(answers.right_answers.float())
-        for name, metric in metrics.items():
-            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(labels))
 
     def _save_tokenizer(self, directory: Path) -> None:
         """Write the base's tokenizer, and how it prepares images."""
@@ -156,7 +149,3 @@ class ImageTextModule(MeasuredModule):
         for name in PROCESSOR_FILES:
             if base is not None and (base / name).is_file():
                 shutil.copyfile(base / name, directory / name)
-
-
-def _metrics() -> nn.ModuleDict:
-    return nn.ModuleDict({name: MeanMetric() for name in ("loss", "token_accuracy", "exact_match")})

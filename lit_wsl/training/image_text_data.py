@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, RandomSampler
-from transformers import AutoTokenizer, LlavaOnevisionConfig
+from transformers import LlavaOnevisionConfig
 
 from lit_wsl.errors import ConfigError, DataError
 from lit_wsl.models.image_text import keep_source, read_image_text_config
@@ -18,6 +18,7 @@ from lit_wsl.training.llava.dataset import Encoder, ImageTextRows, OnBadRow, rea
 from lit_wsl.training.llava.images import read_processor
 from lit_wsl.training.options import check_least
 from lit_wsl.training.resumable import resumable_loader
+from lit_wsl.training.tokenizer import read_tokenizer
 
 Split = Literal["train", "validation", "test"]
 _WANTED: dict[str, tuple[Split, ...]] = {
@@ -95,6 +96,7 @@ class ImageTextData(LightningDataModule):
 
         Raises:
             ConfigError: If configuration, tokenizer or image processor cannot be read or do not belong together.
+            DataError: If the tokenizer has more ids than the model's vocabulary.
         """
         if self._encoder is None:
             config = read_image_text_config(self.model)
@@ -116,11 +118,7 @@ class ImageTextData(LightningDataModule):
         if self.tokenizer is None and not isinstance(self.model, str):
             raise ConfigError("The model is a configuration, which has no tokenizer; give the data a `tokenizer`.")
         directory = model_dir(self.tokenizer or str(self.model))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(directory)
-        except (OSError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{directory} has no tokenizer ({reason:.200}); give another as `tokenizer`.") from error
+        tokenizer = read_tokenizer(directory)
         largest, vocabulary = max(tokenizer.get_vocab().values()), config.get_text_config().vocab_size
         if largest >= vocabulary:
             raise DataError(

@@ -9,7 +9,8 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from torchmetrics import Metric
+from transformers import PreTrainedModel
 
 from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.models.adapter_base import check_live_base, trained_base
@@ -21,9 +22,8 @@ from lit_wsl.state.adapters import HEAD_FILE
 from lit_wsl.state.locate import model_dir
 from lit_wsl.state.publish import published_directory
 from lit_wsl.state.writer import write_tensors
+from lit_wsl.training.tokenizer import has_tokenizer, read_tokenizer
 from lit_wsl.training.universal import UniversalCheckpoint
-
-_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -192,8 +192,8 @@ class BackboneModule(UniversalCheckpoint):
         if self.base_model is None:
             return
         base = model_dir(self.base_model)
-        if any((base / name).exists() for name in _TOKENIZER_FILES):
-            AutoTokenizer.from_pretrained(base).save_pretrained(directory)
+        if has_tokenizer(base):
+            read_tokenizer(base).save_pretrained(directory)
 
     def _head_state(self) -> Mapping[str, Tensor] | None:
         """Tensors of a task head that the backbone has no place for."""
@@ -205,9 +205,20 @@ class BackboneModule(UniversalCheckpoint):
 
 
 class MeasuredModule(BackboneModule):
-    """A backbone with metrics for ``val`` and ``test``, which are empty at the start of each epoch."""
+    """A backbone with metrics for ``val`` and ``test``, of all processes, empty at the start of each epoch.
+
+    A subclass makes them by :meth:`_make_metrics` and takes a batch in by :meth:`_update`.
+    """
 
     metrics: nn.ModuleDict
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log every metric as ``val/NAME``."""
+        self._measure("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Log every metric as ``test/NAME``."""
+        self._measure("test", batch)
 
     def on_validation_epoch_start(self) -> None:
         """Empty the metrics."""
@@ -216,6 +227,23 @@ class MeasuredModule(BackboneModule):
     def on_test_epoch_start(self) -> None:
         """Empty the metrics."""
         self._reset("test")
+
+    def _make_metrics(self) -> dict[str, Metric]:
+        """Empty metrics by their names."""
+        raise NotImplementedError
+
+    def _update(self, metrics: Any, batch: Any) -> None:
+        """Take a batch into the metrics."""
+        raise NotImplementedError
+
+    def _metrics_by_stage(self) -> nn.ModuleDict:
+        return nn.ModuleDict({stage: nn.ModuleDict(self._make_metrics()) for stage in ("val", "test")})
+
+    def _measure(self, stage: Literal["val", "test"], batch: Any) -> None:
+        metrics: Any = self.metrics[stage]
+        self._update(metrics, batch)
+        for name, metric in metrics.items():
+            self.log(f"{stage}/{name}", metric, prog_bar=True, batch_size=len(batch["labels"]))
 
     def _reset(self, stage: Literal["val", "test"]) -> None:
         # What Lightning resets at the end of `validate` are inference tensors, which `fit` cannot add to.

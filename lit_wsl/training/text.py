@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer
 
 from lit_wsl.errors import ConfigError, DataError, did_you_mean
 from lit_wsl.state.locate import model_dir
@@ -18,6 +17,7 @@ from lit_wsl.training.options import check_least
 from lit_wsl.training.resumable import resumable_loader
 from lit_wsl.training.rows import read_rows
 from lit_wsl.training.tasks import SPLITS, TASKS, Split, prepare_task
+from lit_wsl.training.tokenizer import read_tokenizer
 
 Example = tuple[list[int], int]
 """Token ids and the class index of one text."""
@@ -164,7 +164,12 @@ class TextClassificationData(LightningDataModule):
         self._locate()
 
     def setup(self, stage: str | None = None) -> None:
-        """Tokenise the splits that the stage needs, once."""
+        """Tokenise the splits that the stage needs, once.
+
+        Raises:
+            ConfigError: If the tokenizer cannot be read.
+            DataError: If a file cannot be read, or a row is bad.
+        """
         wanted: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "validation"),
             "validate": ("validation",),
@@ -176,7 +181,7 @@ class TextClassificationData(LightningDataModule):
                 self._examples[split] = self._tokenise(split)
 
     def _tokenise(self, split: Split) -> list[Example]:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir(self.tokenizer))
+        tokenizer = read_tokenizer(model_dir(self.tokenizer))
         self._pad_id = tokenizer.pad_token_id or 0
         texts, classes = self._read(split)
         ids = tokenizer(texts, truncation=True, max_length=self.max_length)["input_ids"]
@@ -207,9 +212,9 @@ class TextClassificationData(LightningDataModule):
             _ListDataset(examples), batch_sampler=sampler, collate_fn=self.collate, num_workers=self.num_workers
         )
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        """Validation batches, sorted by length."""
-        return self.ordered("validation")
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Validation batches, sorted by length; none without a file."""
+        return self.ordered("validation") if "validation" in self._locate().files else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches, sorted by length."""

@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer
 
 from lit_wsl.errors import ConfigError, DataError
 from lit_wsl.state.locate import model_dir
 from lit_wsl.training.options import check_least
 from lit_wsl.training.resumable import resumable_loader
+from lit_wsl.training.tokenizer import read_tokenizer
 
 BYTES = "bytes"
 """Tokenizer whose ids are the bytes of UTF-8."""
@@ -150,11 +150,7 @@ def _read(path: Path) -> str:
 def _tokenise(texts: list[str], model: str) -> tuple[list[list[int]], int]:
     """Ids of every text, and the id between texts."""
     directory = model_dir(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{directory} has no tokenizer ({reason:.200}); give another, or `{BYTES}`.") from error
+    tokenizer = read_tokenizer(directory)
     separator = tokenizer.eos_token_id
     if separator is None:
         raise ConfigError(f"The tokenizer of {directory} has no end-of-text token to put between documents.")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch.nn import functional as F
+from torchmetrics import Metric
 from transformers import AutoModel, AutoTokenizer
 
 from lit_wsl.callbacks.save_adapter import SaveAdapter
@@ -173,3 +174,13 @@ def test_a_head_of_another_kind_or_size_starts_no_linear_head(bert_dir, opinions
     module.save_adapter(tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"head\.safetensors.* is no linear head of 3 classes"):
         SequenceClassificationModule(str(bert_dir), None, "linear", tmp_path / "out", labels=["a", "b", "c"])
+
+
+def test_every_figure_is_of_a_metric_so_of_all_processes(bert_dir, opinions):
+    """A bare loss would be that of the first process alone."""
+    module, data = _pair(bert_dir, opinions, None)
+    logged = {}
+    module.log = lambda name, value, **_: logged.update({name: value})
+    module.validation_step(next(iter(data.val_dataloader())), 0)
+    assert logged.keys() == {"val/loss", "val/acc", "val/f1"}
+    assert all(isinstance(value, Metric) for value in logged.values())

@@ -88,6 +88,7 @@ def test_a_split_that_was_not_given(bert_dir, opinions):
     data = TextClassificationData(str(bert_dir), train_file=opinions / "train.jsonl")
     with pytest.raises(ConfigError, match="test_file"):
         data.test_dataloader()
+    assert data.val_dataloader() == []  # so that `fit` needs none
 
 
 def test_classes_come_from_the_listing_or_the_training_file(bert_dir, opinions):

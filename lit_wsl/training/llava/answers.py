@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_wsl.training.llava.conversation import IGNORED
+from lit_wsl.tensors.objectives import IGNORED
+from lit_wsl.training.token_loss import token_loss
 
 
 def answer_positions(labels: Tensor) -> Tensor:
@@ -29,9 +30,7 @@ def answer_loss(logits: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
         labels: Shape ``(b, s)``.
         positions: From :func:`answer_positions`, shape ``(k,)``.
     """
-    targets = labels[:, positions + 1].flatten()
-    total = F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp(min=1)
+    return token_loss(logits.flatten(0, 1), labels[:, positions + 1].flatten())[0]
 
 
 @dataclass(frozen=True)

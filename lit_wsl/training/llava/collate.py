@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from lit_wsl.training.llava.conversation import IGNORED
+from lit_wsl.tensors.objectives import IGNORED
 
 Batch = dict[str, Tensor]
 """``input_ids``, ``attention_mask`` and ``labels``, shape ``(b, s)``, padded on the right; ``batch_num_images``, shape

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_wsl.errors import ConfigError
+from lit_wsl.tensors.objectives import IGNORED
 from lit_wsl.training.llava.rows import GPT, IMAGE
-
-IGNORED = -100
-"""Label of a token that is not to be predicted."""
 
 TemplateName = Literal["auto", "chatml", "plain"]
 _END, _START = "<|im_end|>", "<|im_start|>"

@@ -10,8 +10,9 @@ import torch
 from transformers import LlavaOnevisionConfig
 
 from lit_wsl.errors import DataError
+from lit_wsl.tensors.objectives import IGNORED
 from lit_wsl.training.llava.collate import Example
-from lit_wsl.training.llava.conversation import IGNORED, Template, encode
+from lit_wsl.training.llava.conversation import Template, encode
 from lit_wsl.training.llava.images import image_tokens, open_image
 from lit_wsl.training.llava.rows import LocatedRow, faults_of, image_paths, iter_rows
 
