@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.utils.data import DataLoader
 
+from lit_wsl.errors import ConfigError, did_you_mean
 from lit_wsl.evaluation.split_loader import classes_of, indexed, split_loader
 from lit_wsl.evaluation.subset import SubsetSpec
 from lit_wsl.evaluation.task import Task
@@ -38,6 +39,9 @@ class MergeTaskData(LightningDataModule):
         num_workers: Processes that load batches, for each task.
         pin_memory: Load into memory that a GPU reads fast, where there is one.
         non_blocking: Copy to the GPU while it computes.
+
+    Raises:
+        ConfigError: If a task or a setting is unknown, or there are no tasks.
     """
 
     def __init__(
@@ -134,6 +138,18 @@ def first_batches(trainer: Trainer, count: int) -> Iterator[Mapping[str, Any]]:
 
 
 def _made(tasks: Mapping[str, Any] | str, names: list[str] | None, base: str | None) -> dict[str, Task]:
+    """The tasks that are named, in that order.
+
+    Raises:
+        ConfigError: If one is unknown, or there are none.
+    """
     if isinstance(tasks, str) or not all(isinstance(task, Task) for task in tasks.values()):
-        return load_tasks(tasks, base=base, names=names)
-    return {name: task for name, task in tasks.items() if names is None or name in names}
+        made = load_tasks(tasks, base=base, names=names)
+    else:
+        unknown = next((name for name in names or () if name not in tasks), None)
+        if unknown is not None:
+            raise ConfigError(f"The data have no task {unknown!r}. {did_you_mean(unknown, tasks)}")
+        made = {name: tasks[name] for name in (tasks if names is None else names)}
+    if not made:
+        raise ConfigError("The data have no tasks; name one at least.")
+    return made

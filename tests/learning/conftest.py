@@ -2,7 +2,21 @@
 
 import pytest
 
+from tests.evaluation.pair import write_pair
 from tests.learning.build import bert_case, llama_case
+from tests.learning.learning import merge_of
+
+
+@pytest.fixture(scope="module")
+def pair(bert_dir, tmp_path_factory):
+    """Two tiny tasks with an adapter each."""
+    return write_pair(bert_dir, tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def merge(bert_dir, pair):
+    """The merge of both adapters."""
+    return merge_of(pair, bert_dir)
 
 
 @pytest.fixture(scope="session")

@@ -23,15 +23,9 @@ from lit_wsl.learning.saving import SaveCoefficients
 from lit_wsl.learning.stopping import Plateau
 from lit_wsl.merging.config import MergeConfig
 from lit_wsl.runs import RunLayout
-from tests.evaluation.pair import write_pair
 from tests.processes import run_two_processes
 
 NAMES = ["praise", "noun"]
-
-
-@pytest.fixture(scope="module")
-def pair(bert_dir, tmp_path_factory):
-    return write_pair(bert_dir, tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")

@@ -453,6 +453,22 @@ def test_another_tree_is_not_taken_up_g2(world, tmp_path):
         learn_merge(config, directory=tmp_path / "tree")
 
 
+def test_a_tree_knows_its_sources_by_their_content_g2(world, tmp_path, monkeypatch):
+    """G2: the same sources under other paths are the same tree; others under the same paths are not."""
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES[2:4]:
+        shutil.copytree(world["registry"][name]["adapter"], tmp_path / name)
+    paths = [str(tmp_path / name) for name in NAMES[2:4]]
+    config = _config(world, tree={"arity": 2}, changes={"adapters": paths})
+    first = learn_merge(config, directory=tmp_path / "tree")
+    again = learn_merge(replace(config, adapters=NAMES[2:4]), directory=tmp_path / "tree")
+    assert again.provenance == first.provenance
+    shutil.rmtree(paths[0])
+    shutil.copytree(paths[1], paths[0])
+    with pytest.raises(CheckpointError, match="another tree"):
+        learn_merge(config, directory=tmp_path / "tree")
+
+
 def _watch(monkeypatch):
     """Most updates of one parameter that live at the same time, by its name, while plans are read."""
     alive, most = defaultdict(weakref.WeakSet), {}

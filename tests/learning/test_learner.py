@@ -11,13 +11,13 @@ from torch import nn
 from lit_wsl.errors import ConfigError, DataError, MergeError
 from lit_wsl.learning.adamerging import AdaMerging
 from lit_wsl.learning.coefficients import CoefficientSettings
+from lit_wsl.learning.data import MergeTaskData
 from lit_wsl.learning.gradient import GradientMerging, SuperMerge, WeightSettings
 from lit_wsl.learning.live import EngineSettings
 from lit_wsl.learning.regret_smoothmax import RegretSmoothMax
 from lit_wsl.learning.supervised import LossSettings
 from lit_wsl.merging import merge_state_dict
 from lit_wsl.merging.settings import TransformSpec
-from tests.evaluation.pair import write_pair
 from tests.learning.build import relative
 from tests.learning.learning import EXACT, Oracle, batches, cross_entropy, diverse, entropy, fit, merge_of, sgd
 from tests.merging.build import save_adapter, save_tuned
@@ -26,14 +26,14 @@ from tests.processes import run_two_processes
 NAMES = ["praise", "noun"]
 
 
-@pytest.fixture(scope="module")
-def pair(bert_dir, tmp_path_factory):
-    return write_pair(bert_dir, tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture
-def merge(bert_dir, pair):
-    return merge_of(pair, bert_dir)
+@pytest.mark.parametrize("is_made", [True, False])
+def test_data_of_unknown_tasks_or_of_none_are_refused(pair, is_made):
+    tasks = pair.tasks if is_made else pair.registry
+    assert list(MergeTaskData(tasks, names=["noun"]).tasks) == ["noun"]
+    with pytest.raises(ConfigError, match="no task 'nuon'.*Did you mean 'noun'"):
+        MergeTaskData(tasks, names=["praise", "nuon"])
+    with pytest.raises(ConfigError, match="no tasks"):
+        MergeTaskData(tasks, names=[])
 
 
 class Watch(lightning.Callback):
@@ -297,8 +297,6 @@ def test_two_processes_learn_as_one_with_double_batches(bert_dir, pair, merge, t
 def test_validation_tells_losses_over_all_rows(merge):
     learner = SuperMerge(merge)
     trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
-    from lit_wsl.learning.data import MergeTaskData
-
     data = MergeTaskData(dict(learner.task_objects), validation_split="validation")
     (logged,) = trainer.validate(learner, data, verbose=False)
     oracle = Oracle(learner, cross_entropy)

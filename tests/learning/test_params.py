@@ -11,20 +11,8 @@ from lit_wsl.learning.options import LEARNERS, make_data, make_learner, make_pla
 from lit_wsl.learning.params import PARAMS, read_params
 from lit_wsl.merging.settings import LEARNERS as NAMES
 from lit_wsl.merging.settings import OptimizerSpec
-from tests.evaluation.pair import write_pair
-from tests.learning.learning import merge_of
 
 FREE = ("adamerging", "gradient", "supermerge")
-
-
-@pytest.fixture(scope="module")
-def pair(bert_dir, tmp_path_factory):
-    return write_pair(bert_dir, tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture
-def merge(bert_dir, pair):
-    return merge_of(pair, bert_dir)
 
 
 def test_every_learner_has_parameters_and_a_name_in_configurations():

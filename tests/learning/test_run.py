@@ -20,16 +20,10 @@ from lit_wsl.runs import RunLayout
 from lit_wsl.state.reader import open_state
 from lit_wsl.sweep import run_sweep
 from lit_wsl.sweep.objective import MergeObjective
-from tests.evaluation.pair import write_pair
 from tests.learning.learning import merge_of
 from tests.processes import ROOT
 
 STEPS = {"steps": 10, "batch_size": 4, "progress_bar": False, "lr": 0.05, "split": "validation"}
-
-
-@pytest.fixture(scope="module")
-def pair(bert_dir, tmp_path_factory):
-    return write_pair(bert_dir, tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 from lit_wsl.errors import CheckpointError
 from lit_wsl.learning.hierarchy.shape import Node, TreeSettings
 from lit_wsl.learning.saving import PROVENANCE
+from lit_wsl.runs.identity import hash_inputs
 from lit_wsl.runs.strict import read_mapping, write_json
 
 TREE = "tree.json"
@@ -24,7 +25,7 @@ class TreeRecord:
 
     @classmethod
     def open(cls, home: Path, kind: str, settings: TreeSettings, sources: Sequence[str]) -> "TreeRecord":
-        """The record of a directory, or a new one.
+        """The record of a directory, or a new one; sources are known by their content, wherever they lie.
 
         Raises:
             CheckpointError: If it is damaged, or of another tree.
@@ -34,12 +35,12 @@ class TreeRecord:
             "optimizer": kind,
             "arity": settings.arity,
             "order": settings.order,
-            "sources": list(sources),
+            "inputs": [hash_inputs([source])[source] for source in sources],
         }
         if not file.is_file():
-            return cls(home, {"status": "learning", **identity, "cosines": None})
+            return cls(home, {"status": "learning", **identity, "sources": list(sources), "cosines": None})
         content = read_mapping(file)
-        differs = next((key for key, value in identity.items() if content.get(key) != value), None)
+        differs = next((key for key, value in identity.items() if content.get(key, value) != value), None)
         if differs is not None:
             raise CheckpointError(f"{file} is of another tree ({differs} differs); choose another directory.")
         updates = content.get("updates")

@@ -114,7 +114,7 @@ class LiveMerge:
         self._engine = self._stack.enter_context(make(backbone, deltas, rows.of, compute))
 
     def close(self) -> None:
-        """Give the backbone back as it was."""
+        """Give the backbone its own weights, dropout and modes back; it stays on its device, in its dtype."""
         self._stack.close()
         self._engine = None
 
