@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 from lit_wsl.errors import ConfigError, did_you_mean
 from lit_wsl.merging.config_files import read_fields
-from lit_wsl.merging.parameters import is_number
-from lit_wsl.merging.settings import OptimizerSpec, ParameterRule, TransformSpec, read_part
+from lit_wsl.merging.field_types import check_fields
+from lit_wsl.merging.settings import OptimizerSpec, read_part
 from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.merging.task_names import read_registry, resolve_adapters, tasks_of
 
@@ -55,7 +55,6 @@ class MergeConfig(MergeSpec):
         if self.optimizer is not None:
             given = {"type": self.optimizer} if isinstance(self.optimizer, str) else self.optimizer
             object.__setattr__(self, "optimizer", read_part(OptimizerSpec, given, "optimizer"))
-        check_types({name: getattr(self, name) for name in get_type_hints(MergeConfig)})
         super().__post_init__()
         _check_search(self.search)
 
@@ -139,47 +138,13 @@ def config_of(content: Mapping[str, Any]) -> MergeConfig:
     return MergeConfig(**content)
 
 
-_KINDS: dict[Any, tuple[str, Any]] = {
-    bool: ("true or false", lambda value: isinstance(value, bool)),
-    int: ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
-    float: ("a number", is_number),
-    dict[str, Any]: ("a mapping", lambda value: isinstance(value, Mapping)),
-    dict[str, dict]: ("a mapping", lambda value: isinstance(value, Mapping)),
-    list[str]: ("a list of texts", lambda value: _is_texts(value)),
-    list[ParameterRule]: ("a list of mappings", lambda value: isinstance(value, list | tuple)),
-    list[TransformSpec]: ("a list of mappings", lambda value: isinstance(value, list | tuple)),
-}
-
-
 def check_types(content: Mapping[str, Any]) -> None:
-    """Refuse values that their fields cannot hold, as far as a file can say it; other keys are left alone.
+    """Refuse values that the fields of a configuration cannot hold, as far as a file can say it.
 
     Raises:
         ConfigError: If a value has the wrong type.
     """
-    hints = get_type_hints(MergeConfig)
-    for name, value in content.items():
-        if name in hints:
-            _check_type(name, value, hints[name])
-        for number, one in enumerate(value or ()) if name in ("rules", "transforms") else ():
-            if not isinstance(one, Mapping | ParameterRule | TransformSpec):
-                raise ConfigError(f"`{name}[{number}]` must be a mapping, got {one!r}.")
-
-
-def _check_type(name: str, value: Any, hint: Any) -> None:
-    """Refuse a value that its field cannot hold, as far as a file can say it."""
-    parts = [part for part in (get_args(hint) if type(None) in get_args(hint) else (hint,)) if part is not type(None)]
-    if value is None and type(None) in get_args(hint):
-        return
-    kinds = [_KINDS[part] for part in parts if part in _KINDS]
-    is_text = str in parts and isinstance(value, str) and value
-    if kinds and not is_text and not any(fits(value) for _, fits in kinds):
-        wanted = " or ".join([*(told for told, _ in kinds), *(["a path"] if str in parts else [])])
-        raise ConfigError(f"`{name}` must be {wanted}, got {value!r}.")
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+    check_fields(MergeConfig, content)
 
 
 def _check_search(search: Mapping[str, Any] | None) -> None:

@@ -10,6 +10,10 @@ from lit_wsl.state.dtypes import is_mergeable
 from lit_wsl.state.patterns import select
 from lit_wsl.state.reader import TensorInfo
 
+LACKING = ("missing in", "not in the base")
+"""How reasons begin that are about a model without the parameter."""
+ODD_SHAPE = ("shape", "no source has the base's shape")
+"""How reasons begin that are about shapes."""
 _TOLD = 10
 """Parameters that a refusal names."""
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from lit_wsl.errors import ConfigError, MergeError
 from lit_wsl.state.adapters import PREFIX, Adapter, adapter_config
 from lit_wsl.state.formats import strip_wrappers, unwrap
 from lit_wsl.state.reader import MemoryReader, StateReader
+from lit_wsl.state.writer import as_bytes
 
 STEM = "memory-"
 """What the names of things in memory begin with."""
@@ -158,9 +158,9 @@ def _digest(content: AdapterPair | Mapping[str, Tensor]) -> str:
     if isinstance(content, AdapterPair):
         digest.update(json.dumps(content.config, sort_keys=True, default=_told).encode())
     for name in sorted(state):
-        tensor = state[name].contiguous()
+        tensor = state[name]
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+        digest.update(as_bytes(tensor))
     return digest.hexdigest()[:16]
 
 

@@ -19,8 +19,10 @@ from lit_wsl.merging.rules import LocalMethods, follows_layers
 from lit_wsl.merging.sources import TaskVector, TaskVectorSource
 from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.merging.statistics import Statistics, open_statistics
+from lit_wsl.merging.tokenizer_files import check_tokenizer
 from lit_wsl.merging.transform import Stage, build_stages
 from lit_wsl.state.fingerprint import fingerprint
+from lit_wsl.state.locate import model_dir
 from lit_wsl.state.quantised import packed_of
 from lit_wsl.state.reader import StateReader, TensorInfo
 
@@ -106,11 +108,13 @@ def make_plan(spec: MergeSpec, held: Held = NOTHING) -> MergePlan:
 
     Raises:
         ConfigError: If the method, its parameters or a pattern are wrong.
-        CheckpointError: If a source cannot be read.
+        CheckpointError: If a source or the tokenizer cannot be read.
         MergeError: If the sources do not fit together.
     """
     method, stages = method_class(spec.method), build_stages(spec.transforms)
     _check_spec(spec, method)
+    if spec.tokenizer is not None and spec.format == "model":
+        check_tokenizer(model_dir(spec.tokenizer))  # now, not after the work
     base = open_base(spec, held)
     sources = open_sources(spec, base, held)
     subtract_base = base is not None

@@ -6,10 +6,10 @@ from typing import Any
 from lit_wsl.merging.method import MatrixMethod
 from lit_wsl.merging.plan import MergePlan, make_plan
 from lit_wsl.merging.spec import MergeSpec
+from lit_wsl.merging.spreading import worker_count
 from lit_wsl.merging.stacks import BLOCK_ENTRIES
 from lit_wsl.state.dtypes import float_dtype, is_mergeable
 from lit_wsl.state.sizes import told_size
-from lit_wsl.tensors.workers import free_cores
 
 _BUFFERS = 3
 """Blocks that a worker holds beside the stack of task vectors: base, result, scratch."""
@@ -105,13 +105,13 @@ def _written(plan: MergePlan) -> int | None:
 
 
 def _memory(plan: MergePlan) -> int:
-    """What the largest parameters at work at once take in float32."""
-    sources, method = len(plan.sources), plan.method
+    """What the largest parameters at work at once take in the dtype that is computed in."""
+    sources, method, item = len(plan.sources), plan.method, float_dtype(plan.spec.compute_dtype).itemsize
     needs = []
     for info in plan.merged.values():
         if isinstance(method, MatrixMethod) and method.takes(info.shape):
-            grams = (sources * 4 + _SOLVED * 8) * info.shape[-1] ** 2 if method.data == "gram" else 0
-            needs.append(info.numel * (sources + _DECOMPOSED) * 4 + grams)
+            grams = (sources * item + _SOLVED * 8) * info.shape[-1] ** 2 if method.data == "gram" else 0
+            needs.append(info.numel * (sources + _DECOMPOSED) * item + grams)
         else:
-            needs.append(min(info.numel, BLOCK_ENTRIES) * (sources + _BUFFERS) * 4)
-    return sum(sorted(needs, reverse=True)[: plan.spec.threads or free_cores()])
+            needs.append(min(info.numel, BLOCK_ENTRIES) * (sources + _BUFFERS) * item)
+    return sum(sorted(needs, reverse=True)[: worker_count(plan)])

@@ -24,7 +24,7 @@ from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.merging.spreading import largest_first, worker_count, workers
 from lit_wsl.merging.stacks import ModelStatistics
 from lit_wsl.merging.tally import tally_model
-from lit_wsl.merging.writers import WRITERS, Writer
+from lit_wsl.merging.writers import WRITERS, Writer, check_rounded
 from lit_wsl.state.publish import check_target, published_directory
 from lit_wsl.state.reader import TensorInfo
 
@@ -79,7 +79,8 @@ def _lead(plan: MergePlan, target: Path, ranks: Ranks, progress: Progress | None
         ranks.told(directory)
         with ranks.together():
             pass  # while the others open it
-        results = _shared_work(plan, writer, ranks, progress)
+        statistics = scan_model(plan, ranks)
+        results = _shared_work(plan, writer, statistics, ranks, progress)
         with ranks.together():
             for name, result in results:
                 writer.accept(name, result)
@@ -88,7 +89,7 @@ def _lead(plan: MergePlan, target: Path, ranks: Ranks, progress: Progress | None
                 writer.verify()
             write_heads(plan, directory)
             report = report_on(plan, target, writer)
-            counts = tally_model(plan, scan_model(plan)) if plan.spec.tally else {}
+            counts = tally_model(plan, statistics) if plan.spec.tally else {}
             write_metadata(plan, report, directory, counts)
     return ranks.told(report)
 
@@ -102,17 +103,17 @@ def _follow(plan: MergePlan, ranks: Ranks) -> MergeReport:
         with ranks.together():
             writer = WRITERS[plan.spec.format](plan, directory, ranks.rank)
             stack.callback(writer.abandon)
-        _shared_work(plan, writer, ranks, None)
+        _shared_work(plan, writer, scan_model(plan, ranks), ranks, None)
         with ranks.together():
             pass  # while the other closes it
     return ranks.told(None)
 
 
-def _shared_work(plan: MergePlan, writer: Writer, ranks: Ranks, progress: Progress | None) -> list[tuple[str, Any]]:
+def _shared_work(
+    plan: MergePlan, writer: Writer, statistics: ModelStatistics, ranks: Ranks, progress: Progress | None
+) -> list[tuple[str, Any]]:
     """Merge this process's share; returns what the other processes did."""
-    infos = {**plan.copied, **plan.merged}
-    share = ranks.share(writer.shards(), infos)
-    statistics = scan_model(plan, ranks)
+    share = ranks.share(writer.shards(), {**plan.copied, **plan.merged})
     with ranks.together():
         done = _fill(plan, writer, statistics, share, progress)
     others = [results for rank, results in enumerate(ranks.collected(done)) if rank != ranks.rank]
@@ -142,7 +143,8 @@ def merge_state_dict(spec: MergeSpec | None = None, **fields: Any) -> dict[str, 
     def merge_into(name: str) -> None:
         entries = state[name].view(-1)
         for start, block in ParameterMerger(plan, name, statistics).values():
-            entries[start : start + block.numel()] = block
+            rounded = entries[start : start + block.numel()].copy_(block)
+            check_rounded(name, rounded, "give the base in bfloat16 or float32")
 
     with workers(plan, merge_into) as pool:
         for job in as_completed([pool.submit(name) for name in largest_first(plan.merged, plan.merged)]):

@@ -1,10 +1,10 @@
 """What to merge, how, and where to: the one description behind the command line, YAML and Python."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lit_wsl.errors import ConfigError, did_you_mean
+from lit_wsl.merging.field_types import check_fields
 from lit_wsl.merging.parameters import is_number
 from lit_wsl.merging.settings import LambdaPolicySpec, ParameterRule, TransformSpec, read_part
 from lit_wsl.merging.slice_spec import SliceSpec, check_slices, columns
@@ -16,7 +16,7 @@ class MergeSpec:
     """A merge, complete enough to be repeated.
 
     Raises:
-        ConfigError: If the fields contradict each other.
+        ConfigError: If a field has the wrong type, or fields contradict each other.
     """
 
     adapters: list[str] = field(default_factory=list)
@@ -81,6 +81,7 @@ class MergeSpec:
     """Replace an earlier output."""
 
     def __post_init__(self) -> None:
+        check_fields(type(self), {one.name: getattr(self, one.name) for one in fields(self)})
         self._read_parts()
         self._check_choices()
         if not self.adapters and not self.models and not self.deltas and not self.slices:
@@ -108,10 +109,7 @@ class MergeSpec:
             ("slices", SliceSpec),
         ]
         for name, cls in parts:
-            given = getattr(self, name)
-            if not isinstance(given, list | tuple):
-                raise ConfigError(f"`{name}` must be a list, got {given!r}.")
-            read = [read_part(cls, one, f"{name}[{i}]") for i, one in enumerate(given)]
+            read = [read_part(cls, one, f"{name}[{i}]") for i, one in enumerate(getattr(self, name))]
             object.__setattr__(self, name, read)
         if self.lambda_policy is not None:
             object.__setattr__(self, "lambda_policy", read_part(LambdaPolicySpec, self.lambda_policy, "lambda_policy"))
@@ -123,10 +121,6 @@ class MergeSpec:
                 raise ConfigError(f"`{name}` cannot be {value!r}. {did_you_mean(str(value), options)}")
             if hint in (str, str | None) and value is not None and (not isinstance(value, str) or not value):
                 raise ConfigError(f"`{name}` must be a non-empty text, got {value!r}.")
-            if hint == dict[str, Any] and not isinstance(value, Mapping):
-                raise ConfigError(f"`{name}` must be a mapping, got {value!r}.")
-            if hint == list[str] and (isinstance(value, str) or not all(isinstance(v, str) for v in value)):
-                raise ConfigError(f"`{name}` must be a list of texts, got {value!r}.")
 
     @property
     def format(self) -> Literal["adapter", "delta", "model"]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_wsl.merging.slices import SlicedState
 from lit_wsl.state.formats import read_object
+from lit_wsl.state.names import parse_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def restack_config(config: Path, state: SlicedState) -> None:
         return
     content = read_object(config)
     changed = False
-    for path, part in _parts(content):
+    for path, part in _parts(content, state):
         counts = _counts(part, state.first.depth, state.first.tower)
         part.update(dict.fromkeys(counts, state.depth))
         if counts:
@@ -52,10 +53,15 @@ def restack_config(config: Path, state: SlicedState) -> None:
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _parts(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The configuration itself, and those of the models inside it, with their names."""
+def _parts(content: dict[str, Any], state: SlicedState) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The configuration itself, and those of the models inside it, with their names; none that is of another tower."""
+    others = {place.tower for place in map(parse_name, state.first.outside) if place.layer is not None}
     yield "", content
-    yield from ((name, part) for name, part in content.items() if isinstance(part, dict))
+    for name, part in content.items():
+        of_what = name.removesuffix("_config")
+        is_other = of_what not in state.first.tower and any(of_what in tower for tower in others)
+        if isinstance(part, dict) and not is_other:
+            yield name, part
 
 
 def _counts(part: Mapping[str, Any], depth: int, tower: str) -> list[str]:

@@ -18,14 +18,27 @@ _FILES = (
 )
 
 
+def check_tokenizer(directory: Path) -> None:
+    """Refuse a directory that has no tokenizer.
+
+    Raises:
+        CheckpointError: If it has none of the usual files.
+    """
+    if not _found(directory):
+        raise CheckpointError(f"{directory} has no tokenizer, such as `tokenizer.json`; name a model that has one.")
+
+
 def carry_tokenizer(source: Path, target: Path) -> None:
     """Replace the tokenizer in a directory by that of another."""
-    for pattern in _FILES:
-        for old in target.glob(pattern):
-            old.unlink()
-    for pattern in _FILES:
-        for file in source.glob(pattern):
-            shutil.copyfile(file, target / file.name)
+    for old in _found(target):
+        old.unlink()
+    for file in _found(source):
+        shutil.copyfile(file, target / file.name)
+
+
+def _found(directory: Path) -> list[Path]:
+    """The files of a tokenizer."""
+    return sorted({file for pattern in _FILES for file in directory.glob(pattern) if file.is_file()})
 
 
 def vocabulary(directory: Path) -> dict[str, int] | None:

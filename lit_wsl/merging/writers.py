@@ -112,8 +112,7 @@ class _StreamWriter(Writer):
 
     def _store(self, name: str, entries: Tensor, start: int, checksum: int) -> int:
         """Write entries; returns the checksum of all bytes up to here, if the output is to be verified."""
-        if entries.dtype == torch.float16 and not torch.isfinite(entries).all():
-            raise MergeError(f"Entries of {name!r} do not fit float16; pass `--dtype bfloat16` or float32.")
+        check_rounded(name, entries, "pass `--dtype bfloat16` or float32")
         self._files.write(name, entries, start)
         return crc32(as_bytes(entries), checksum) if self.plan.spec.verify else 0
 
@@ -167,18 +166,19 @@ class ModelWriter(_StreamWriter):
     def close(self) -> None:
         """Write the index; carry configuration and tokenizer over."""
         super().close()
-        assert self.plan.spec.origin is not None
-        if self.plan.base is None or not self.plan.base.files():
-            return  # a model in memory has no files beside it
-        origin = model_path(self.plan.spec.origin)
-        if origin.is_dir() or (origin.parent / "config.json").exists():  # else its neighbours may be anything
-            carry_files(origin if origin.is_dir() else origin.parent, self.directory)
-        if self.plan.spec.tokenizer is not None:
-            carry_tokenizer(model_dir(self.plan.spec.tokenizer), self.directory)
-        if isinstance(self.plan.base, SlicedState):
-            restack_config(self.directory / "config.json", self.plan.base)
-        if self.plan.spec.dtype != "auto":
-            _set_dtype(self.directory / "config.json", self.plan.spec.dtype)
+        base, spec = self.plan.base, self.plan.spec
+        assert base is not None
+        assert spec.origin is not None
+        if base.files():  # a model in memory has none beside it
+            origin = model_path(spec.origin)
+            if origin.is_dir() or (origin.parent / "config.json").exists():  # else its neighbours may be anything
+                carry_files(origin if origin.is_dir() else origin.parent, self.directory)
+        if spec.tokenizer is not None:
+            carry_tokenizer(model_dir(spec.tokenizer), self.directory)
+        if isinstance(base, SlicedState):
+            restack_config(self.directory / "config.json", base)
+        if spec.dtype != "auto":
+            _set_dtype(self.directory / "config.json", spec.dtype)
 
 
 class DeltaWriter(_StreamWriter):
@@ -259,6 +259,16 @@ class AdapterWriter(Writer):
             pairs = [(found.A, factors.A.float()), (found.B * found.scale, factors.B.float() * factors.scale)]
             if not all(torch.equal(one.reshape(-1), other.reshape(-1)) for one, other in pairs):
                 raise MergeError(f"{name!r} was not read back as it was written; the disk may be failing. Merge again.")
+
+
+def check_rounded(name: str, entries: Tensor, remedy: str) -> None:
+    """Refuse finite results that became infinite in float16.
+
+    Raises:
+        MergeError: If some did.
+    """
+    if entries.dtype == torch.float16 and not torch.isfinite(entries).all():
+        raise MergeError(f"Entries of {name!r} do not fit float16; {remedy}.")
 
 
 def _check_finite(parameter: ParameterMerger, factors: list[LoraFactors]) -> None:

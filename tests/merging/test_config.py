@@ -49,6 +49,23 @@ def test_adapters_are_a_list_that_must_be_there(tmp_path):
         load_merge_config(written(tmp_path / "none.yaml", {"method": "ties"}))
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"include": None}, "`include` must be a list of texts, got None"),
+        ({"rank": "3"}, "`rank` must be a whole number, got '3'"),
+        ({"energy": "0.9"}, "`energy` must be a number, got '0.9'"),
+        ({"threads": 2.5}, "`threads` must be a whole number, got 2.5"),
+        ({"verify": "no"}, "`verify` must be true or false, got 'no'"),
+        ({"slices": "all"}, "`slices` must be a list of mappings, got 'all'"),
+    ],
+)
+def test_a_merge_in_python_has_types_too(fields, words):
+    with pytest.raises(ConfigError) as error:
+        MergeSpec(adapters=["a"], **fields)
+    assert words in str(error.value)
+
+
 def test_the_method_is_named_and_known(tmp_path):
     """A6.2, A3.6"""
     refused(tmp_path, "Unknown merge method 'tise'. Did you mean 'ties'?", method="tise")

@@ -50,3 +50,10 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path, spec):
 def test_the_preview_refuses_what_the_merge_refuses(spec):
     with pytest.raises(MergeError, match="cannot be merged from all sources"):
         preview(MergeSpec(**spec, merge_mode="strict"))
+
+
+def test_the_memory_follows_the_dtype_and_the_workers_that_there_are(spec):
+    """So small a merge has one worker, whatever is asked for."""
+    alone = preview(MergeSpec(**spec, threads=1)).memory
+    assert preview(MergeSpec(**spec, threads=4)).memory == alone
+    assert preview(MergeSpec(**spec, threads=1, compute_dtype="float64")).memory == 2 * alone

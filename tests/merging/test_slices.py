@@ -338,3 +338,16 @@ def test_what_models_do_not_have_is_refused(llamas, tmp_path):
     for told, slices in cases.items():
         with pytest.raises(LitWslError, match=told):
             merge_state_dict(slices=slices, method="passthrough")
+
+
+@pytest.mark.parametrize(("tower", "wanted"), [("text_model.*", (5, 2)), ("vision_model.*", (2, 5))])
+def test_the_configuration_of_another_tower_of_the_same_height_stays(tmp_path, tower, wanted):
+    from lit_wsl.merging.stacked_config import restack_config
+
+    names = [f"{kind}_model.encoder.layers.{i}.weight" for kind in ("text", "vision") for i in range(2)]
+    stack = Stack(MemoryReader(dict.fromkeys(names, torch.ones(1))), tower)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({f"{kind}_config": {"num_hidden_layers": 2} for kind in ("text", "vision")}))
+    restack_config(config, SlicedState([(stack, 0, 1)] * 5))
+    found = json.loads(config.read_text())
+    assert tuple(found[f"{kind}_config"]["num_hidden_layers"] for kind in ("text", "vision")) == wanted

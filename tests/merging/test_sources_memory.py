@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel
 
-from lit_wsl.errors import ConfigError, LitWslError
+from lit_wsl.errors import ConfigError, LitWslError, MergeError
+from lit_wsl.merging import merge_state_dict
 from lit_wsl.merging.memory import set_aside
 from tests.merging.build import folded, save_adapter, save_bert, save_gpt2, save_tuned
 from tests.merging.opened import check_gives, opened, updates
@@ -169,3 +170,16 @@ def test_transformers_models_with_adapters_give_their_factors(bases):
     assert found.keys() == expected.keys()
     for name, update in expected.items():
         torch.testing.assert_close(found[name].float(), update, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tensor_of_one_entry_may_keep_any_stride():
+    state = {"scale": torch.arange(10.0)[::5][1:]}
+    merged = merge_state_dict(base=state, models=[state], method="uniform")
+    assert merged["scale"].tolist() == [5.0]
+
+
+def test_a_result_in_memory_that_does_not_fit_float16_is_refused():
+    base = {"w": torch.full((2, 2), 60000.0, dtype=torch.float16)}
+    tuned = {"w": base["w"] + 4000}
+    with pytest.raises(MergeError, match="'w' do not fit float16; give the base in bfloat16"):
+        merge_state_dict(base=base, models=[tuned, tuned], method="task_arithmetic")

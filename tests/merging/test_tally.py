@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_wsl.merging import merge
+from lit_wsl.merging.model_scan import scan_model
 from tests.merging.build import random_states
 
 
@@ -63,3 +64,31 @@ def test_nothing_is_counted_unless_asked(states, tmp_path):
     base, tuned = states
     merge(models=tuned, base=base, method="ties", output=tmp_path / "out")
     assert "ties_stats" not in json.loads((tmp_path / "out/merge_metadata.json").read_text())
+
+
+def test_every_reason_counts_where_it_belongs(states, tmp_path):
+    """A2.9: a parameter that the base lacks is missing; integers are neither missing nor of another shape."""
+    base, tuned = states
+    first, second = (load_file(file) for file in tuned)
+    save_file(first | {"layers.0.only": torch.ones(3), "scalar": torch.ones(2)}, tuned[0])
+    save_file(second | {"layers.0.only": torch.ones(3), "scalar": torch.ones(2)}, tuned[1])
+    merge(models=tuned, base=base, method="ties", mismatch="copy_base", output=tmp_path / "out", tally=True)
+    metadata = json.loads((tmp_path / "out/merge_metadata.json").read_text())
+    assert set(metadata["skipped"]) == {"layers.0.only", "scalar"}
+    stats = metadata["ties_stats"]
+    assert (stats["skipped_missing_key_count"], stats["skipped_shape_mismatch_count"]) == (1, 1)
+
+
+def test_a_method_that_counts_nothing_costs_no_pass(states, tmp_path, monkeypatch):
+    base, tuned = states
+    monkeypatch.setattr("lit_wsl.merging.tally.workers", None)
+    merge(models=tuned, base=base, method="uniform_delta", output=tmp_path / "out", tally=True)
+    assert not any("stats" in key for key in json.loads((tmp_path / "out/merge_metadata.json").read_text()))
+
+
+def test_the_model_is_scanned_once_for_merge_and_tally(states, tmp_path, monkeypatch):
+    base, tuned = states
+    scans = []
+    monkeypatch.setattr("lit_wsl.merging.run.scan_model", lambda *given: scans.append(given) or scan_model(*given))
+    merge(models=tuned, base=base, method="ties", output=tmp_path / "out", tally=True)
+    assert len(scans) == 1

@@ -297,7 +297,7 @@ def test_transforms_in_yaml_and_on_the_command_line(tuned, tmp_path):
 @pytest.mark.parametrize(
     ("transforms", "words"),
     [
-        ("trim", "`transforms` must be a list, got 'trim'"),
+        ("trim", "`transforms` must be a list of mappings, got 'trim'"),
         ({"name": "trim"}, "`transforms` must be a list"),
         (["trim"], "`transforms[0]` must be a mapping, got 'trim'"),
         ([{}], "`transforms[0]` is incomplete"),
