@@ -2,11 +2,14 @@
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from lit_wsl.state.publish import published_file
 
 INK, GOOD, POOR, BEST, FAINT = "#2b3440", "#2f6690", "#b9c2cc", "#d98e04", "#8a94a0"
 _TASKS = ("#2f6690", "#c44536", "#3a8f5c", "#7d5ba6", "#b8741a", "#c2578b", "#3c9aa8", "#6b7280")
@@ -69,6 +72,27 @@ def name_ends(axes: Axes, at: float, ends: Sequence[tuple[float, str, Any]]) -> 
             color=colour,
             annotation_clip=False,
         )
+
+
+def laid_out(drawing: Figure) -> Figure:
+    """A drawing with all its ticks, which else were made in the style of whoever shows it."""
+    drawing.draw_without_rendering()
+    return drawing
+
+
+def save(drawing: Figure | None, path: Path) -> None:
+    """Write a drawing as PNG, if there is one.
+
+    Args:
+        drawing: It.
+        path: The file that is put in place.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    if drawing is not None:
+        with published_file(path) as partial:
+            partial.write_bytes(png(drawing))
 
 
 def png(drawing: Figure) -> bytes:

@@ -10,28 +10,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lit_wsl.learning.drawing import FAINT, GOOD, STYLE, name_ends, png, task_colours
+from lit_wsl.learning.drawing import FAINT, GOOD, STYLE, laid_out, name_ends, task_colours
 from lit_wsl.learning.history import read_history
-from lit_wsl.state.publish import published_file
 
 WINDOW = 20
 """Smooth lines are means over the updates around each, one in so many of all."""
 Line = Mapping[str, Any]
 
 
-def history_plot(history: Path, path: Path) -> None:
-    """Draw objective, losses by task, coefficients by source and the gradient's norm; nothing without a line.
+def history_plot(history: Path) -> Figure | None:
+    """Draw objective, losses by task, coefficients by source and the gradient's norm; None without a line.
 
     Args:
         history: File of a :class:`~lit_wsl.learning.history.LearningHistory`.
-        path: A PNG that is put in place.
 
     Raises:
-        CheckpointError: If the history is damaged, or the picture cannot be written.
+        CheckpointError: If the history is damaged.
     """
     lines = read_history(history)
     if not lines:
-        return
+        return None
     panels = {"objective": _objective, "loss": _losses}
     if any("coefficients" in line for line in lines):
         panels["coefficient"] = _coefficients
@@ -51,9 +49,7 @@ def history_plot(history: Path, path: Path) -> None:
         for axes in grid.flat[max(0, len(panels) - 2) : len(panels)]:
             axes.tick_params(labelbottom=True)
             axes.set_xlabel("update")
-        content = png(drawing)
-    with published_file(path) as partial:
-        partial.write_bytes(content)
+        return laid_out(drawing)
 
 
 def _objective(axes: Axes, lines: Sequence[Line]) -> None:

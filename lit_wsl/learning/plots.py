@@ -1,7 +1,6 @@
 """Pictures of what was learned: the coefficients, and the way to them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
 from lit_wsl.comparing.summary import short_kinds
-from lit_wsl.learning.drawing import FAINT, INK, STYLE, png
+from lit_wsl.learning.drawing import FAINT, INK, STYLE, laid_out
 from lit_wsl.learning.history import source_names
 from lit_wsl.learning.history_plots import history_plot as history_plot
 from lit_wsl.learning.rows import DEFAULT, Rows
 from lit_wsl.state.names import parse_name
-from lit_wsl.state.publish import published_file
 
 MOST_NUMBERS = 40
 """Columns that are wide enough for numbers in their cells."""
@@ -25,17 +23,13 @@ _GAP = 0.45
 _REST, _NO_LAYER = "all else", "no layer"
 
 
-def coefficient_plot(rows: Rows, sources: Sequence[str], values: Sequence[Sequence[float]], path: Path) -> None:
+def coefficient_plot(rows: Rows, sources: Sequence[str], values: Sequence[Sequence[float]]) -> Figure:
     """Draw coefficients: bars for one row, else a heat map of layers, groups or tensors by source.
 
     Args:
         rows: Which parameters share a row.
         sources: The task of each source.
         values: One list a row.
-        path: A PNG that is put in place.
-
-    Raises:
-        CheckpointError: If it cannot be written.
     """
     names, grid = source_names(list(sources)), np.asarray(values, dtype=float)
     with rc_context({**STYLE, "axes.grid": False}):
@@ -47,9 +41,7 @@ def coefficient_plot(rows: Rows, sources: Sequence[str], values: Sequence[Sequen
             drawing = _layers(rows, names, grid)
         else:
             drawing = _tensors(rows, names, grid)
-        content = png(drawing)
-    with published_file(path) as partial:
-        partial.write_bytes(content)
+        return laid_out(drawing)
 
 
 def _scale(grid: np.ndarray) -> tuple[Colormap, Normalize]:

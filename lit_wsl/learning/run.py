@@ -125,7 +125,8 @@ def _learn(
     layout: RunLayout,
     source_tasks: list[list[str]] | None,
 ) -> Learned:
-    from lit_wsl.learning.plots import history_plot  # matplotlib takes a while to import
+    from lit_wsl.learning.drawing import save  # matplotlib takes a while to import
+    from lit_wsl.learning.plots import history_plot
 
     seed_everything(params.seed, verbose=False)
     learner = make_learner(kind, config, params, source_tasks)
@@ -143,7 +144,7 @@ def _learn(
         "optimizer_steps_completed": trainer.global_step,
         "resumed_from": None if resumed is None else str(resumed),
     }
-    history_plot(home / HISTORY, home / "history.png")
+    save(history_plot(home / HISTORY), home / "history.png")
     write_learned(learner, provenance, home)
     return Learned(learner.learned(), home, read_mapping(home / PROVENANCE))
 

@@ -26,7 +26,8 @@ def write_learned(learner: CoefficientLearner, provenance: Mapping[str, Any], di
         provenance: What was done, beyond what the learner tells.
         directory: Where the files go.
     """
-    from lit_wsl.learning.plots import coefficient_plot  # matplotlib takes a while to import
+    from lit_wsl.learning.drawing import save  # matplotlib takes a while to import
+    from lit_wsl.learning.plots import coefficient_plot
 
     module = learner.coefficients
     told = {
@@ -42,7 +43,7 @@ def write_learned(learner: CoefficientLearner, provenance: Mapping[str, Any], di
         **provenance,
         "versions": {"lit_wsl": lit_wsl.__version__, "torch": torch.__version__, "lightning": lightning.__version__},
     }
-    coefficient_plot(module.rows, learner.merge.source_tasks, module.values(), directory / PICTURE)
+    save(coefficient_plot(module.rows, learner.merge.source_tasks, module.values()), directory / PICTURE)
     write_text(directory / MERGE, yaml.safe_dump(learner.learned().to_dict(), sort_keys=False, allow_unicode=True))
     write_json(directory / PROVENANCE, told)
 

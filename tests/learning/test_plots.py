@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from lit_wsl.learning import plots
-from lit_wsl.learning.drawing import spread
+from lit_wsl.learning.drawing import save, spread
 from lit_wsl.learning.heldout.plots import deltas_picture, tradeoffs_picture
 from lit_wsl.learning.plots import coefficient_plot, history_plot
 from lit_wsl.learning.rows import rows_of
@@ -39,7 +38,7 @@ def values(rows, sources, shift=0.0):
 )
 def test_every_granularity_is_drawn(tmp_path, granularity, layers, groups, shift):
     rows = rows_of(parameters(layers), granularity, groups)
-    coefficient_plot(rows, ["one", "two", "two"], values(rows, 3, shift), tmp_path / "c.png")
+    save(coefficient_plot(rows, ["one", "two", "two"], values(rows, 3, shift)), tmp_path / "c.png")
     picture = imread(tmp_path / "c.png")
     assert min(picture.shape[:2]) > 100
     assert picture.shape[1] < 2500
@@ -49,30 +48,24 @@ def test_every_granularity_is_drawn(tmp_path, granularity, layers, groups, shift
 def test_towers_and_single_values_are_drawn(tmp_path):
     for granularity in ("layer", "tensor"):
         rows = rows_of(parameters(2, ("text", "vision")), granularity)
-        coefficient_plot(rows, ["one"], [[0.0]] * len(rows.names), tmp_path / f"{granularity}.png")
+        save(coefficient_plot(rows, ["one"], [[0.0]] * len(rows.names)), tmp_path / f"{granularity}.png")
         assert (tmp_path / f"{granularity}.png").stat().st_size > 3_000
 
 
-def test_each_cell_shows_its_own_value(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(plots, "png", lambda drawing: drawn.setdefault("figure", drawing) and b"")
+def test_each_cell_shows_its_own_value():
     rows = rows_of([f"layers.{at}.w" for at in (10, 9, 2)] + ["embed"], "layer")
     grid = [[0.5, -0.25], [0.1, 0.11], [0.9, 0.91], [0.2, 1.25]]
     assert rows.names == ("default", ":10", ":9", ":2")
-    coefficient_plot(rows, ["a", "b"], grid, tmp_path / "c.png")
-    axes = drawn["figure"].axes[0]
+    axes = coefficient_plot(rows, ["a", "b"], grid).axes[0]
     texts = [one.get_text() for one in axes.texts]
     minus = "\N{MINUS SIGN}"
     assert texts == [".50", f"{minus}.25", ".20", "1.2", ".90", ".91", ".10", ".11"]  # by columns, in order of layers
     assert [label.get_text() for label in axes.get_xticklabels()] == ["all else", "2", "9", "10"]
 
 
-def test_a_tensor_stands_in_its_layer_and_role(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(plots, "png", lambda drawing: drawn.setdefault("figure", drawing) and b"")
+def test_a_tensor_stands_in_its_layer_and_role():
     rows = rows_of(["layers.1.b.weight", "layers.0.a.weight", "layers.0.b.weight", "out.weight"], "tensor")
-    coefficient_plot(rows, ["t"], [[0.1], [0.2], [0.3], [0.4]], tmp_path / "c.png")
-    axes = drawn["figure"].axes[0]
+    axes = coefficient_plot(rows, ["t"], [[0.1], [0.2], [0.3], [0.4]]).axes[0]
     columns = [np.ma.filled(mesh.get_array(), np.nan).ravel().tolist() for mesh in axes.collections]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["b", "a", "out"]
     np.testing.assert_equal(columns, [[np.nan, np.nan, 0.4], [0.3, 0.2, np.nan], [0.1, np.nan, np.nan]])
@@ -97,21 +90,21 @@ def history(path, count, **extra):
 @pytest.mark.parametrize("count", [1, 3, 200])
 def test_a_history_is_drawn(tmp_path, count):
     rows = {"layer_coefficients": {"default": [0.2, -0.2], ":0": [0.4, -0.3]}}
-    history_plot(history(tmp_path / "h.jsonl", count, **rows), tmp_path / "h.png")
+    save(history_plot(history(tmp_path / "h.jsonl", count, **rows)), tmp_path / "h.png")
     assert imread(tmp_path / "h.png").std() > 0.05
 
 
 def test_a_history_with_gaps_is_drawn(tmp_path):
     path = history(tmp_path / "h.jsonl", 4, objective=None, gradient={"norm": None, "mean_abs": {}})
-    history_plot(path, tmp_path / "h.png")
+    save(history_plot(path), tmp_path / "h.png")
     plain = [{key: line[key] for key in ("update", "objective", "losses")} for line in map(json.loads, path.open())]
     path.write_text("".join(json.dumps(line) + "\n" for line in plain))
-    history_plot(path, tmp_path / "plain.png")
+    save(history_plot(path), tmp_path / "plain.png")
     assert imread(tmp_path / "plain.png").shape[0] < imread(tmp_path / "h.png").shape[0]
 
 
 def test_without_a_line_nothing_is_drawn(tmp_path):
-    history_plot(tmp_path / "none.jsonl", tmp_path / "h.png")
+    save(history_plot(tmp_path / "none.jsonl"), tmp_path / "h.png")
     assert not (tmp_path / "h.png").exists()
 
 
