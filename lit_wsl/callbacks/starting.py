@@ -1,13 +1,70 @@
 """What callbacks share that start a training from other weights."""
 
 import inspect
-from typing import Any
+import logging
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lit_wsl.errors import ConfigError, LitWslError, did_you_mean
 from lit_wsl.models.places import earlier
+
+logger = logging.getLogger("lit_wsl.callbacks")
+
+
+class StartingWeights(Callback, ABC):
+    """Fills a module at setup, once, unless the run takes up a checkpoint.
+
+    A subclass has ``load``, which fills a module and keeps what it did as ``report``.
+
+    Args:
+        module: Dotted path of the submodule to fill, such as ``model``; empty for the whole module.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ("fit", "validate", "test", "predict")
+    """What may run first after setup."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self._done: LightningModule | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Fill the module, unless this was done or the run takes up a checkpoint.
+
+        Raises:
+            CheckpointError: If the weights cannot be read or do not fit the module.
+            ConfigError: If there is no such submodule, or its tensors cannot be filled yet.
+        """
+        if stage not in self.stages or self._done is pl_module:
+            return
+        resumed = resumed_from(trainer)
+        if resumed:
+            told = f"nothing is loaded, since the run takes up {resumed}"
+        else:
+            self.load(pl_module)
+            told = self.told(told_part(pl_module, self.module))
+        if trainer.is_global_zero:
+            logger.info("%s: %s.", type(self).__name__, told)
+        self._done = pl_module
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let our error be seen."""
+        release(trainer, pl_module, exception)
+
+    @abstractmethod
+    def load(self, module: nn.Module) -> Any:
+        """Fill a module at once."""
+
+    @abstractmethod
+    def told(self, where: str) -> str:
+        """What was loaded, in one sentence without its end."""
+
+    @property
+    def call(self) -> str:
+        """The call that fills a module at once, for messages."""
+        return f"{type(self).__name__}(...).load(self)"
 
 
 def resumed_from(trainer: Trainer) -> Any:

@@ -1,14 +1,12 @@
 """Starts a training from the weights of another architecture's checkpoint."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from lit_wsl.callbacks.starting import part_to_fill, release, resumed_from, told_part
+from lit_wsl.callbacks.starting import StartingWeights, part_to_fill, told_part
 from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.mapper.inventory import Inventory, take_inventory
 from lit_wsl.mapper.mapper import WeightMapper
@@ -18,17 +16,13 @@ from lit_wsl.models.places import Places
 from lit_wsl.state.reader import open_state
 from lit_wsl.state.remap import WeightMap
 
-logger = logging.getLogger(__name__)
-
-_LOAD = "WeightMapInit(...).load(self)"
-"""The call that fills a module at once, for messages."""
 _NAMED = 3
 """So many tensors an error names."""
 _GIVEN = ScoreBreakdown(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 """Scores of a recipe that the user gave."""
 
 
-class WeightMapInit(Callback):
+class WeightMapInit(StartingWeights):
     """Load a foreign checkpoint into a module at setup, through a map of weights that is found or given.
 
     It happens once for a module, in the first stage that runs (``fit``, ``validate``, ``test`` or ``predict``), before
@@ -68,37 +62,14 @@ class WeightMapInit(Callback):
         for name, share in (("threshold", threshold), ("min_coverage", min_coverage)):
             if not 0.0 <= share <= 1.0:
                 raise ConfigError(f"WeightMapInit: `0 <= {name} <= 1` must hold, got {share}.")
+        super().__init__(module)
         self.checkpoint = Path(checkpoint)
-        self.module = module
         self.weight_map = weight_map
         self.buffer_matching_mode = buffer_matching_mode
         self.threshold = threshold
         self.allow_ambiguous = allow_ambiguous
         self.min_coverage = min_coverage
         self.strict_missing = strict_missing
-        self._done: LightningModule | None = None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fill the module, unless this was done or the run takes up a checkpoint.
-
-        Raises:
-            CheckpointError: If the checkpoint cannot be read or does not fit the module surely enough.
-            ConfigError: If there is no such submodule, or its tensors cannot be filled yet.
-        """
-        if self._done is pl_module:
-            return
-        resumed = resumed_from(trainer)
-        if not resumed:
-            message = _summary(self.load(pl_module), told_part(pl_module, self.module), self.threshold)
-        else:
-            message = f"WeightMapInit: nothing is loaded, since the run takes up {resumed}."
-        if trainer.is_global_zero:
-            logger.info("%s", message)
-        self._done = pl_module
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let our error be seen."""
-        release(trainer, pl_module, exception)
 
     def load(self, module: nn.Module) -> MappingResult:
         """Fill a module at once, without a trainer: before adapters are put in, or in ``configure_model``.
@@ -113,8 +84,8 @@ class WeightMapInit(Callback):
             CheckpointError: If the checkpoint cannot be read or does not fit the module surely enough.
             ConfigError: If there is no such submodule, or its tensors cannot be filled yet.
         """
-        root = part_to_fill(module, self.module, _LOAD)
-        places = Places.of(root, told_part(module, self.module), _LOAD)
+        root = part_to_fill(module, self.module, self.call)
+        places = Places.of(root, told_part(module, self.module), self.call)
         reader = open_state(self.checkpoint)
         result = self._find(root, places) if self.weight_map is None else self._given(root, places, self.weight_map)
         self._check(result, places)
@@ -122,6 +93,16 @@ class WeightMapInit(Callback):
         places.fill(result.recipes, reader)
         self.report = result
         return result
+
+    def told(self, where: str) -> str:
+        """Counts of tensors; the report itself has more."""
+        result = self.report
+        assert result is not None
+        unsure = sum(len(match.entry.targets) for match in result.matches if match.score < self.threshold)
+        return (
+            f"{len(result.recipes.targets())} tensors of {where} loaded from {result.source.where}, "
+            f"{len(_left(result))} left as initialised, {unsure} ambiguous"
+        )
 
     def _find(self, root: nn.Module, places: Places) -> MappingResult:
         mapper = WeightMapper.from_checkpoint(self.checkpoint, root, buffer_matching_mode=self.buffer_matching_mode)
@@ -192,11 +173,3 @@ def _some(names: list[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(map(repr, names[:_NAMED])) + more
-
-
-def _summary(result: MappingResult, where: str, threshold: float) -> str:
-    unsure = sum(len(match.entry.targets) for match in result.matches if match.score < threshold)
-    return (
-        f"WeightMapInit: {len(result.recipes.targets())} tensors of {where} loaded from {result.source.where}, "
-        f"{len(_left(result))} left as initialised, {unsure} ambiguous."
-    )
