@@ -8,6 +8,7 @@ import torch
 
 from lit_wsl.merging import merge_tensors
 from lit_wsl.tensors import ranking
+from lit_wsl.tensors.magnitudes import as_float
 from lit_wsl.tensors.ranking import RankSelector
 
 COUNT = 400_000
@@ -101,3 +102,126 @@ def test_sce_of_a_large_parameter_matches_float64(monkeypatch, within):
     share = (weights * agrees).sum(0)
     wanted = (weights * chosen * agrees).sum(0) / share.masked_fill(share == 0, 1.0)
     torch.testing.assert_close(merge_tensors("sce", stack, density=0.2).double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+SMALL = 3000
+
+
+def small(seed, kind):
+    """A short stream that is many times longer than its sample."""
+    x = torch.randn(SMALL, generator=torch.Generator().manual_seed(seed))
+    if kind == "falling":
+        return x.abs().sort(descending=True).values
+    return {"normal": x, "coarse": (x * 2).round(), "sparse": x * (x > 0.5), "zero": torch.zeros(SMALL)}[kind]
+
+
+@pytest.fixture(params=[10, 400, 1 << 21])
+def short_sample(request, monkeypatch):
+    """A sample of fifty entries, and room for so many between the bounds."""
+    monkeypatch.setattr(ranking, "_SAMPLE", 50)
+    monkeypatch.setattr(ranking, "_WITHIN", request.param)
+
+
+@pytest.mark.usefixtures("short_sample")
+@pytest.mark.parametrize("of_nonzero", [False, True])
+@pytest.mark.parametrize("cuts", [[], [1, 40, 1500], [2900]], ids=str)
+@pytest.mark.parametrize("kind", ["normal", "falling", "coarse", "sparse", "zero"])
+def test_short_streams_cut_anywhere_find_what_a_sort_finds(kind, cuts, of_nonzero):
+    """Parts of uneven size have samples of uneven distance."""
+    x, ranks = small(1, kind), [SMALL // 7, 0, 1, 2, SMALL // 2, SMALL - 1, SMALL]
+    counted = int(x.count_nonzero()) if of_nonzero else SMALL
+    told = []
+    whole = RankSelector(lambda count: told.append(count) or ranks, of_nonzero=of_nonzero)
+    for _ in range(5):
+        parts = []
+        for part in torch.tensor_split(x, cuts):
+            blank = copy.deepcopy(whole)
+            for block in part.split(77):
+                blank.update(block)
+            parts.append(blank)
+        for part in parts:
+            whole.add(part)
+        if whole.end_pass():
+            break
+    assert len(told) in (2, 4)
+    assert whole.values == expected(x, ranks)
+    assert whole.entries == SMALL
+    assert len(told) == 4 or told[-1] == counted
+
+
+@pytest.mark.usefixtures("short_sample")
+@pytest.mark.parametrize("step", [1, 7, 49, 500])
+def test_a_sample_is_of_equal_distances_whatever_the_blocks(step):
+    x = small(2, "normal")
+    selector = RankSelector(lambda count: [1])
+    for block in x.split(step):
+        assert selector.is_sampling
+        selector.update(block)
+        assert selector._held == sum(map(len, selector._sample)) <= 50
+    held = [float(as_float(pattern)) for part in selector._sample for pattern in part]
+    assert held == x.abs()[:: selector._distance].tolist()
+    assert selector._distance == 81
+    assert selector.bounds() is None
+    assert not selector.end_pass()
+    assert not selector.is_sampling
+
+
+@pytest.mark.parametrize("count", [1, 49, 50, 51])
+def test_a_stream_that_fits_the_sample_is_known_at_once(monkeypatch, count):
+    monkeypatch.setattr(ranking, "_SAMPLE", 50)
+    x = torch.randn(count, requires_grad=True)
+    selector = RankSelector(lambda entries: [0, 1, entries, entries + 9])
+    assert passes_of(selector, x.split(20)) == (1 if count <= 50 else 2)
+    assert selector.values == expected(x.detach(), [0, 1, count, count])
+    assert not selector.is_sampling
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bounds_are_those_of_the_first_rank_and_hold_it(monkeypatch, seed):
+    """Six deviations are enough; the bounds do not reach much farther."""
+    monkeypatch.setattr(ranking, "_SAMPLE", 600)
+    x, ranks = small(seed, "normal"), [600, 3000, 1, 1500]
+    selector = RankSelector(lambda count: ranks)
+    selector.update(x)
+    selector.end_pass()
+    low, high = selector.bounds()
+    [wanted] = expected(x, ranks[:1])
+    assert low < wanted < high
+    share = float(((x.abs() >= low) & (x.abs() <= high)).double().mean())
+    assert 0.1 < share < 0.4  # six deviations of 333 draws, either way
+    selector.update(x)
+    assert selector.end_pass()
+    assert selector.values == expected(x, ranks)
+
+
+def test_bounds_of_too_many_entries_are_forgotten(monkeypatch):
+    monkeypatch.setattr(ranking, "_SAMPLE", 50)
+    monkeypatch.setattr(ranking, "_WITHIN", 100)
+    x = small(3, "normal")
+    selector = RankSelector(lambda count: [count // 2])
+    selector.update(x)
+    selector.end_pass()
+    assert selector.bounds() is not None
+    selector.update(x)
+    assert selector.bounds() is None
+    assert selector._brackets[0]._within == []
+
+
+@pytest.mark.usefixtures("short_sample")
+@pytest.mark.parametrize("zeros", [0.2, 0.6, 0.95])
+def test_a_sample_says_how_many_entries_are_not_zero(zeros):
+    """To within what fifty draws may be off by."""
+    x = small(4, "normal")
+    x[torch.rand(SMALL) < zeros] = 0.0
+    told = []
+    selector = RankSelector(lambda count: told.append(count) or [1], of_nonzero=True)
+    selector.update(x)
+    selector.end_pass()
+    assert told[0] == pytest.approx(int(x.count_nonzero()), abs=5 * SMALL * math.sqrt(zeros * (1 - zeros) / 37))
+
+
+def test_a_stream_without_entries_has_no_magnitudes():
+    selector = RankSelector(lambda count: [0, count], of_nonzero=True)
+    selector.update(torch.empty(0))
+    assert selector.end_pass()
+    assert selector.values == [math.inf, math.inf]
