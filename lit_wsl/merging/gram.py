@@ -3,12 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lit_wsl.merging.method import MergeContext, MergeMethod, Scan
-from lit_wsl.merging.shares import check_count, check_positive, shares_of
+from lit_wsl.merging.shares import check_positive, shares_of
 from lit_wsl.tensors.sphere import gram
 
 
@@ -62,20 +63,13 @@ class GramMethod(MergeMethod):
 class GramMean(GramMethod):
     """A mean of the sources that bends with their angles, by weights that are no less than zero."""
 
+    per_source: ClassVar[tuple[str, ...]] = ("weights",)
+
     weights: tuple[float, ...] | None = None
     """One weight per source, in their order; equal by default."""
 
     def __post_init__(self) -> None:
         check_positive(self.name, "weights", self.weights)
-
-    def check_sources(self, count: int) -> None:
-        """Refuse weights that are not one per source.
-
-        Raises:
-            ConfigError: If there are more or fewer.
-        """
-        super().check_sources(count)
-        check_count(self.name, "weights", self.weights, count)
 
     def shares(self, sources: int) -> Tensor:
         """The weights divided by their sum."""

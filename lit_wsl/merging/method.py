@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.parameters import params_of
 from lit_wsl.merging.registry import Registry
+from lit_wsl.merging.shares import check_count
 from lit_wsl.state.names import ParameterName
 from lit_wsl.tensors.lora import LoraFactors
 
@@ -78,6 +79,8 @@ class MergeMethod(ABC):
     """Fewest sources."""
     most: ClassVar[int | None] = None
     """Most sources; None for any number."""
+    per_source: ClassVar[tuple[str, ...]] = ()
+    """Parameters that hold one number per source, in their order, where they are given."""
     of_model: ClassVar[tuple[str, ...]] = ()
     """Parameters that a scan of the whole model rests on: they cannot differ from place to place."""
     is_symmetric: ClassVar[bool] = True
@@ -118,13 +121,15 @@ class MergeMethod(ABC):
         """Refuse a number of sources that the method, or its parameters, cannot merge.
 
         Raises:
-            ConfigError: If there are too few or too many.
+            ConfigError: If there are too few or too many, or a list has not one number for each.
         """
         if count < self.least or (self.most is not None and count > self.most):
             bounds = f"{self.least} to {self.most}" if self.most is not None else f"at least {self.least}"
             wanted = f"exactly {self.least}" if self.least == self.most else bounds
             noun = "source" if self.least == (self.most or 1) == 1 else "sources"
             raise ConfigError(f"Method {self.name!r} merges {wanted} {noun}, got {count}.")
+        for field in self.per_source:
+            check_count(self.name, field, getattr(self, field), count)
 
     def tally(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Mapping[str, int]:
         """Counts over one block, for those who want to know what the method kept; see :meth:`stats`."""

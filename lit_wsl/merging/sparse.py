@@ -21,6 +21,7 @@ class SparseMethod(MergeMethod):
     """Makes each task vector sparse, then combines all of them."""
 
     keeps_identical: ClassVar[bool] = False
+    per_source: ClassVar[tuple[str, ...]] = ("weights", "densities")
 
     weights: tuple[float, ...] | None = None
     """Weight of each source; default 1 each."""
@@ -41,18 +42,6 @@ class SparseMethod(MergeMethod):
                 f"`combine: mean` of {self.name!r} needs weights >= 0 that are not all 0, got {list(self.weights)}; "
                 "use `combine: sum`."
             )
-
-    def check_sources(self, count: int) -> None:
-        """Refuse a number of weights or densities that is not the number of sources.
-
-        Raises:
-            ConfigError: If they differ.
-        """
-        super().check_sources(count)
-        for field in ("weights", "densities"):
-            given = getattr(self, field)
-            if given is not None and len(given) != count:
-                raise ConfigError(f"{self.name!r} has {len(given)} {field} for {count} sources; give one each.")
 
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Combination of the sparse task vectors, times lambda."""

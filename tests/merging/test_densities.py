@@ -35,7 +35,7 @@ def test_equal_densities_are_one_density(method):
 @pytest.mark.parametrize(
     ("method", "densities", "told"),
     [
-        ("dare_ties", [0.5], "1 densities for 3 sources"),
+        ("dare_ties", [0.5], "has 1 numbers for 3 sources"),
         ("breadcrumbs", [0.5, 0.0, 0.5], "0 < density <= 1"),
         ("magnitude_prune", [0.5, 1.5, 0.5], "0 < density <= 1"),
         ("della", [0.5, 0.9, 0.5], "got density 0.9 and epsilon 0.15"),

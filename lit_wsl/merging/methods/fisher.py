@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import MergeContext, MergeMethod, register
-from lit_wsl.merging.shares import check_count, check_positive, shares_of
+from lit_wsl.merging.shares import check_positive, shares_of
 
 
 @register("fisher")
@@ -30,6 +30,7 @@ class Fisher(MergeMethod):
 
     needs_base: ClassVar[bool] = False
     data: ClassVar[Literal["none", "fisher", "gram"]] = "fisher"
+    per_source: ClassVar[tuple[str, ...]] = ("weights",)
 
     weights: tuple[float, ...] | None = None
     """One weight per source, in their order; equal by default."""
@@ -40,15 +41,6 @@ class Fisher(MergeMethod):
         check_positive(self.name, "weights", self.weights)
         if self.floor < 0.0:
             raise ConfigError(f"`floor >= 0` must hold for 'fisher', got {self.floor}.")
-
-    def check_sources(self, count: int) -> None:
-        """Refuse weights that are not one per source.
-
-        Raises:
-            ConfigError: If there are more or fewer.
-        """
-        super().check_sources(count)
-        check_count(self.name, "weights", self.weights, count)
 
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Mean of the task vectors, weighted entry by entry."""

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import MatrixMethod, MergeContext, register
-from lit_wsl.merging.shares import check_count
 from lit_wsl.tensors.consensus import elect_sign
 from lit_wsl.tensors.singular import decompose
 from lit_wsl.tensors.sparsify import keep_top_magnitude
@@ -35,6 +34,7 @@ class Knots(MatrixMethod):
     """
 
     keeps_identical: ClassVar[bool] = False
+    per_source: ClassVar[tuple[str, ...]] = ("weights",)
 
     inside: Literal["ties", "linear"] = "ties"
     """How the coordinates are merged."""
@@ -48,15 +48,6 @@ class Knots(MatrixMethod):
     def __post_init__(self) -> None:
         if not 0.0 <= self.k <= 100.0:
             raise ConfigError(f"`0 <= k <= 100` must hold for 'knots', got {self.k}; k is in percent.")
-
-    def check_sources(self, count: int) -> None:
-        """Refuse weights that are not one per source.
-
-        Raises:
-            ConfigError: If there are more or fewer.
-        """
-        super().check_sources(count)
-        check_count(self.name, "weights", self.weights, count)
 
     def merge(self, stack: Tensor, base: Tensor | None, context: MergeContext) -> Tensor:
         """Mean or sum of the weighted task vectors, times lambda."""

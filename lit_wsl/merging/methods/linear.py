@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import LinearMethod, register
-from lit_wsl.merging.shares import check_count, shares_of
+from lit_wsl.merging.shares import shares_of
 
 
 @register("linear")
@@ -29,6 +29,7 @@ class Linear(LinearMethod):
     """
 
     needs_base: ClassVar[bool] = False
+    per_source: ClassVar[tuple[str, ...]] = ("weights",)
 
     weights: tuple[float, ...] | None = None
     """One weight per source, in their order; equal by default."""
@@ -38,15 +39,6 @@ class Linear(LinearMethod):
     def __post_init__(self) -> None:
         if self.normalize and self.weights is not None and abs(math.fsum(self.weights)) < 1e-12:
             raise ConfigError(f"`weights` of 'linear' must not sum to zero, got {list(self.weights)}.")
-
-    def check_sources(self, count: int) -> None:
-        """Refuse weights that are not one per source.
-
-        Raises:
-            ConfigError: If there are more or fewer.
-        """
-        super().check_sources(count)
-        check_count(self.name, "weights", self.weights, count)
 
     def coefficients(self, sources: int) -> Tensor:
         """The weights, divided by their sum if asked for."""

@@ -1,12 +1,12 @@
 """Weighted sum of adapters whose factors are put side by side."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lit_wsl.merging.method import LinearMethod, register
-from lit_wsl.merging.shares import check_count
 
 
 @register("lora_cat")
@@ -22,17 +22,10 @@ class LoraCat(LinearMethod):
     so that its rsLoRA results are too large by the root of the rank, and DoRA's magnitudes are lost; not so here.
     """
 
+    per_source: ClassVar[tuple[str, ...]] = ("weights",)
+
     weights: tuple[float, ...] | None = None
     """Factor on each source, any finite numbers; 1 / T each by default. PEFT has no default."""
-
-    def check_sources(self, count: int) -> None:
-        """Refuse weights that are not one per source.
-
-        Raises:
-            ConfigError: If there are more or fewer.
-        """
-        super().check_sources(count)
-        check_count(self.name, "weights", self.weights, count)
 
     def coefficients(self, sources: int) -> Tensor:
         """The weights as they are."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_wsl.errors import MergeError
 from lit_wsl.merging.method import LinearMethod, register
+from lit_wsl.merging.shares import shares_of
 from lit_wsl.tensors.lora import LoraFactors
 
 
@@ -29,7 +30,7 @@ class Uniform(LinearMethod):
 
     def coefficients(self, sources: int) -> Tensor:
         """``1 / T`` each; used for dense sources."""
-        return torch.full((sources,), 1.0 / sources, dtype=torch.float64)
+        return shares_of(None, sources)
 
     def merge_factors(self, factors: Sequence[LoraFactors]) -> list[LoraFactors]:
         """One pair of averaged factors with the first source's scale.

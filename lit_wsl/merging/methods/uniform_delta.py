@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lit_wsl.merging.method import LinearMethod, register
+from lit_wsl.merging.shares import shares_of
 
 
 @register("uniform_delta")
@@ -24,4 +24,4 @@ class UniformDelta(LinearMethod):
 
     def coefficients(self, sources: int) -> Tensor:
         """``1 / T`` each."""
-        return torch.full((sources,), 1.0 / sources, dtype=torch.float64)
+        return shares_of(None, sources)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.method import LinearMethod, register
-from lit_wsl.merging.shares import check_count, check_positive
+from lit_wsl.merging.shares import check_positive
 
 SIMPLEX_TOLERANCE = 1e-6
 """How far the sum of shares may be from 1."""
@@ -31,6 +31,7 @@ class WeightedDelta(LinearMethod):
     needs_base: ClassVar[bool] = False
     least: ClassVar[int] = 2
     is_symmetric: ClassVar[bool] = False
+    per_source: ClassVar[tuple[str, ...]] = ("weights",)
 
     lam: float = 0.5
     """Share of the first of two sources, in [0, 1]; the second has the rest."""
@@ -56,7 +57,6 @@ class WeightedDelta(LinearMethod):
         if self.weights is None and count != 2:
             raise ConfigError(f"Method {self.name!r} merges exactly 2 sources, got {count}; give more their `weights`.")
         super().check_sources(count)
-        check_count(self.name, "weights", self.weights, count)
 
     def coefficients(self, sources: int) -> Tensor:
         """The weights, or ``lambda`` and ``1 - lambda``."""
