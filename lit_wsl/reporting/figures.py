@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from lit_wsl.runs.layout import split_key
 from lit_wsl.runs.listing import Run
-from lit_wsl.runs.scores import Score, best_of, metrics_of, primary_of, score_of
+from lit_wsl.runs.scores import Score, best_of, metrics_of, primary_of, score_of, split_order
 
 DELTA = "interference_delta"
-_SPLITS = ("test", "validation", "train")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def keys_of(runs: Sequence[Run], split: str | None = None) -> list[str]:
     """
     found = [key for run in runs for key, results in run.results.items() if results]
     wanted = {key for key in found if split in (None, split_key(key)[0])}
-    return sorted(wanted, key=lambda key: (-found.count(key), *_preference(key)))
+    return sorted(wanted, key=lambda key: (-found.count(key), split_order(key)))
 
 
 def figures_of(runs: Sequence[Run], key: str) -> Figures:
@@ -92,11 +91,6 @@ def figures_of(runs: Sequence[Run], key: str) -> Figures:
         if "error" in result
     ]
     return Figures(key, [*rows, *_score_rows(scores)], scores, errors)
-
-
-def _preference(key: str) -> tuple[Any, ...]:
-    split, subset = split_key(key)
-    return bool(subset), _SPLITS.index(split) if split in _SPLITS else len(_SPLITS), key
 
 
 def _task_rows(task: str, results: Sequence[Mapping[str, Any] | None]) -> list[Row]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from itertools import count
 
 from lit_wsl.reporting.sweeps import Point
 
@@ -51,7 +52,7 @@ class _Scale:
 
     def axes(self) -> list[str]:
         right, floor = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-        digits = max(0, -math.floor(math.log10(self.ticks[1] - self.ticks[0]))) if len(self.ticks) > 1 else 2
+        digits = _digits(self.ticks)
         parts = []
         for tick in self.ticks:
             y = f"{self.y(tick):.1f}"
@@ -67,12 +68,18 @@ class _Scale:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers from below ``low`` to above ``high``, about five."""
+    """Round numbers from below ``low`` to above ``high``, about five, two at least."""
     span = max(high - low, 1e-3)
     power = 10.0 ** math.floor(math.log10(span / 4))
     step = next(one * power for one in (1, 2, 2.5, 5, 10) if one * power >= span / 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [at * step for at in range(first, max(last, first + 1) + 1)]
+
+
+def _digits(ticks: Sequence[float]) -> int:
+    """Fewest decimals that say where every tick stands."""
+    small = 1e-6 * (ticks[1] - ticks[0])
+    return next(digits for digits in count() if all(abs(round(tick, digits) - tick) < small for tick in ticks))
 
 
 def _steps(points: Sequence[Point], scale: _Scale) -> str:

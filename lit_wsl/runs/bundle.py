@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +201,16 @@ def _config_text(config: str | Mapping[str, Any] | None) -> str | None:
 
 
 def _keep_earlier(path: Path, results: Results) -> None:
-    """Put other results of the same split aside: ``earlier_N_eval_results_SPLIT.json``."""
+    """Keep one copy of other results of the same split: ``earlier_N_eval_results_SPLIT.json``."""
     if not path.exists() or read_mapping(path).get("results") == plain(results):
         return
-    number = 1
-    while (aside := path.with_name(f"earlier_{number}_{path.name}")).exists():
-        number += 1
-    path.rename(aside)
+    for number in count(1):
+        aside = path.with_name(f"earlier_{number}_{path.name}")
+        if not aside.exists():
+            write_text(aside, path.read_text(encoding="utf-8"))
+            return
+        if aside.read_bytes() == path.read_bytes():
+            return
 
 
 def _task_results(content: Mapping[str, Any]) -> Results:

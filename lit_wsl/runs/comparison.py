@@ -7,7 +7,7 @@ from typing import Any
 from lit_wsl.errors import ConfigError
 from lit_wsl.runs.layout import split_key
 from lit_wsl.runs.listing import Run
-from lit_wsl.runs.scores import metrics_of, primary_of, score_of
+from lit_wsl.runs.scores import metrics_of, primary_of, score_of, split_order
 
 _SAYS_NOTHING = {
     "run_id", "merge_tag", "timestamp", "params", "source_adapters", "source_tasks", "merge_method",
@@ -56,14 +56,15 @@ def compare_runs(runs: Sequence[Run], key: str | None = None) -> RunComparison:
 
     Args:
         runs: At least two.
-        key: Split, or ``SPLIT__SUBSET``; default the first that all runs were measured on.
+        key: Split, or ``SPLIT__SUBSET``; default the first of :func:`~lit_wsl.runs.scores.split_order` that
+            all runs were measured on.
 
     Raises:
         ConfigError: If there are fewer than two runs, or not all were measured on ``key``.
     """
     if len(runs) < 2:
         raise ConfigError("Name at least two runs to compare.")
-    shared = [one for one in _ordered(runs[0]) if all(one in run.results for run in runs)]
+    shared = [one for one in sorted(runs[0].results, key=split_order) if all(one in run.results for run in runs)]
     if key is not None and key not in shared:
         missing = next(run.run_id for run in runs if key not in run.results)
         raise ConfigError(f"{missing} was not measured on {key!r}. Shared: {', '.join(shared) or 'none'}.")
@@ -83,11 +84,6 @@ def settings_of(run: Run) -> dict[str, Any]:
         **_flat(_mapping(run.metadata.get("versions")), "versions"),
         **_flat(_mapping(run.metadata.get("inputs")), "inputs"),
     }
-
-
-def _ordered(run: Run) -> list[str]:
-    """Splits of a run, whole ones first, test rows first."""
-    return sorted(run.results, key=lambda key: ("__" in key, key.split("__")[0] != "test", key))
 
 
 def _rows(runs: Sequence[Run], key: str) -> list[Row]:

@@ -80,7 +80,7 @@ def optimizer_label(optimizer: Mapping[str, Any] | None) -> str:
         return ""
     params = optimizer.get("params") or {}
     words = [kind, str(params.get("variant") or "")]
-    if params.get("plusplus") or params.get("use_plusplus"):
+    if params.get("plus_plus"):
         words.append("plusplus")
     return "_".join(word for word in words if word)
 

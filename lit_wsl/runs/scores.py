@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from lit_wsl.runs.layout import results_key
+from lit_wsl.runs.layout import results_key, split_key
 
 _SPLITS = ("test", "validation", "train")
 _Item = TypeVar("_Item")
@@ -89,8 +89,13 @@ def best_of(
 
 
 def _preference(score: Score) -> tuple[Any, ...]:
-    order = _SPLITS.index(score.split) if score.split in _SPLITS else len(_SPLITS)
-    return (-len(score.tasks), bool(score.subset), order, score.split, score.subset, score.tasks)
+    return -len(score.tasks), split_order(score.key), score.tasks
+
+
+def split_order(key: str) -> tuple[bool, int, str]:
+    """What sorts splits, or subsets of them (``SPLIT__SUBSET``): whole ones first, then test before validation rows."""
+    split, subset = split_key(key)
+    return bool(subset), _SPLITS.index(split) if split in _SPLITS else len(_SPLITS), key
 
 
 def _number(value: Any) -> float | None:

@@ -1,6 +1,8 @@
 """Runs that came from a sweep show it: the history, the best so far, what moved the score."""
 
 import json
+import re
+from itertools import pairwise
 
 import pytest
 
@@ -127,3 +129,14 @@ def test_history_has_every_point(layout):
     assert "rises from 0.5000 to 0.6000" in svg
     assert history([one for one in points if one.score is None], {}) == ""
     assert history(points[:1], {}).count("<circle") == 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.05, 0.95), (0.1, 0.12), (-1.0, 1.0), (0.2, 0.2)])
+def test_the_axis_of_scores_is_labelled_with_what_stands_there(low, high):
+    points = points_of({"runs": [{"params": {}, "score": score, "state": "complete"} for score in (low, high)]})
+    ticks = re.findall(r'<text class="end" x="[^"]*" y="([^"]*)"[^>]*>([^<]*)<', history(points, {}))
+    places, labels = [float(place) for place, _ in ticks], [float(label) for _, label in ticks]
+    steps = [after - before for before, after in pairwise(labels)]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+    pixels = (places[-1] - places[0]) / (labels[-1] - labels[0])
+    assert places == pytest.approx([places[0] + pixels * (label - labels[0]) for label in labels], abs=0.2)

@@ -13,7 +13,18 @@ import torch
 import yaml
 
 from lit_wsl.errors import CheckpointError
-from lit_wsl.runs import RunBundle, RunLayout, claim_run, follow, list_runs, read_index, record_run, write_bundle
+from lit_wsl.runs import (
+    RunBundle,
+    RunLayout,
+    claim_run,
+    compare_runs,
+    follow,
+    list_runs,
+    read_index,
+    read_run,
+    record_run,
+    write_bundle,
+)
 from lit_wsl.runs.registry import read_registry
 from lit_wsl.runs.strict import plain, read_json, write_json
 from tests.runs.build import NOON, bundle, record, result
@@ -284,3 +295,32 @@ def test_a_killed_writer_leaves_every_file_whole(layout):
     home = layout.home(*OF)
     assert follow(home / "best") == follow(home / "latest") == run
     assert before.items() <= {run.run_id: run.status for run in list_runs(layout)}.items()
+
+
+def test_results_are_never_away_while_others_take_their_place(layout, monkeypatch):
+    """A9.8: killed between the copy that is set aside and the new results, a run still has the earlier ones."""
+    run = record(layout)
+    before = strict(run / "eval_results_test.json")
+
+    def killed(path, value):
+        if path.name == "eval_results_test.json":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("lit_wsl.runs.bundle.write_json", killed)
+            write_bundle(layout, bundle((0.3, 0.7), directory=run))
+        assert strict(run / "eval_results_test.json") == before
+    assert [path.name for path in run.glob("earlier_*")] == ["earlier_1_eval_results_test.json"]
+
+
+def test_runs_are_compared_on_test_rows_then_on_validation_rows(layout):
+    runs = []
+    for minutes in range(2):
+        run = record(layout, key="train", minutes=minutes)
+        for key in ("validation__subset_1", "validation"):
+            write_bundle(layout, bundle(key=key, directory=run))
+        runs.append(read_run(run))
+    assert compare_runs(runs).key == "validation"
+    assert compare_runs(runs, "train").key == "train"

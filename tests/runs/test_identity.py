@@ -17,7 +17,7 @@ def test_ids_of_runs():
     assert new_run_id(NOON) == "run_20250131_120000"
     assert re.fullmatch(r"run_20250131_120000_[0-9a-f]{8}", new_run_id(NOON, {"k": 20}))
     assert re.fullmatch(r"run_\d{8}_\d{6}", new_run_id())
-    plusplus = {"type": "AdaMerging", "params": {"variant": "layer_wise", "plusplus": True}}
+    plusplus = {"type": "AdaMerging", "params": {"variant": "layer_wise", "plus_plus": True}}
     assert new_run_id(NOON, label=optimizer_label(plusplus)) == "run_adamerging_layer_wise_plusplus_20250131_120000"
     assert optimizer_label({"type": "none"}) == optimizer_label(None) == optimizer_label({}) == ""
 
