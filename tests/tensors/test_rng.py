@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_wsl.tensors.rng import CounterRng
+from lit_wsl.tensors import rng as rng_module
+from lit_wsl.tensors.rng import CounterRng, limit_of
 from tests.oracles.methods import uniform_number, word
 
 COUNT = 1 << 18
@@ -88,6 +90,57 @@ def test_masks_have_their_probability(probability):
 def test_masks_match_plain_python():
     mask = CounterRng(9).keep_mask("0/x", 0.3, torch.empty(200))
     assert mask.tolist() == [uniform_number(9, "0/x", i) < 0.3 for i in range(200)]
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 3, 5, 2**32 - 7, 2**33 + 2**31 + 3])
+@pytest.mark.parametrize("kind", ["upper byte", "all bits"])
+def test_a_draw_is_below_the_number_behind_it_and_not_below_itself(offset, kind):
+    """Each draw's own number as its limit, which all of its bits decide, or the next one that an upper byte decides."""
+    rng, count = CounterRng(3), 60
+    numbers = np.array([round(uniform_number(3, "d", offset + i) * 2**32) for i in range(count)], dtype=np.int64)
+    if kind == "upper byte":
+        not_below, below = numbers >> 24 << 24, (numbers >> 24) + 1 << 24
+    else:
+        not_below, below = numbers, numbers + 1
+    assert not rng.below("d", not_below, count, offset).any()
+    assert rng.below("d", below, count, offset).all()
+    for i in range(0, count, 7):
+        assert rng.below("d", int(not_below[i]), count, offset)[i] == np.False_
+        assert rng.below("d", int(below[i]), count, offset)[i] == np.True_
+
+
+def test_limits_at_the_ends():
+    rng = CounterRng(3)
+    assert rng.below("d", 2**32, 50).tolist() == [True] * 50
+    assert rng.below("d", 0, 50).tolist() == [False] * 50
+    mixed = rng.below("d", np.array([0, 2**32] * 25), 50)
+    assert mixed.tolist() == [False, True] * 25
+    assert rng.below("d", np.empty(0, np.int64), 0).tolist() == []
+    assert [limit_of(p) for p in (-0.5, 0.0, 0.25, 1.0, 1.5)] == [0, 0, 2**30, 2**32, 2**32]
+    assert limit_of(2**-33 * 1.01) == 1
+
+
+def test_words_begin_at_the_first_element_and_pieces_are_of_one_stream(monkeypatch):
+    whole = CounterRng(1).words("w", 40_000)
+    assert [w % 2**32 for w in whole[:3].tolist()] == [word(1, "w", i) for i in range(3)]
+    assert int(whole[39_999]) % 2**32 == word(1, "w", 39_999)
+    monkeypatch.setattr(rng_module, "_PIECE", 100)
+    rng_module._ramp.cache_clear()
+    assert torch.equal(CounterRng(1).words("w", 40_000), whole)
+    monkeypatch.undo()
+    rng_module._ramp.cache_clear()
+
+
+def test_normal_numbers_are_the_transform_of_pairs_of_words():
+    """Radius and angle from the first and the second half of as many words, by plain Python."""
+    found = CounterRng(6).normal("n", 7).tolist()
+    uniform = [(word(6, "n", i) ^ 1 << 31) for i in range(8)]
+    uniform = [(number + 0.5) / 2**32 for number in uniform]
+    expected = []
+    for turn in (math.cos, math.sin):
+        for one, other in zip(uniform[:4], uniform[4:], strict=True):
+            expected.append(math.sqrt(-2 * math.log(one)) * turn(2 * math.pi * other))
+    assert found == pytest.approx(expected[:7], rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 100_001])
