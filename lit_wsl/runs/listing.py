@@ -141,7 +141,7 @@ def _params(path: Path, *described: dict[str, Any]) -> dict[str, Any]:
         CheckpointError: If they are no mapping.
     """
     given = (one.get(name) for one in described for name in ("params", "method_params"))
-    found = next((value for value in given if value), {})
+    found: Any = next((value for value in given if value), {})
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is damaged: its parameters are {found!r:.60}; run the merge again.")
     return found
