@@ -14,7 +14,7 @@ from tests.docs.running import CODE, SHOWN, Run
 from tests.docs.shell import Shell
 from tests.docs.workspace import GIVEN, Store
 
-LIMIT = 16
+LIMIT = 12
 """Blocks that may stay without a run; each says why."""
 
 
