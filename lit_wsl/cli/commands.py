@@ -27,7 +27,16 @@ from lit_wsl.cli.evaluating import (
 from lit_wsl.cli.finding import with_found_parameters
 from lit_wsl.cli.inspecting import INSPECT_COMMANDS
 from lit_wsl.cli.mapping import configure_map, run_map
-from lit_wsl.cli.merge_config import configure_migrate, direct_merge, merge_options, run_migrate
+from lit_wsl.cli.merge_config import (
+    DERIVED,
+    LISTS,
+    Split,
+    add_lists,
+    configure_migrate,
+    direct_merge,
+    merge_options,
+    run_migrate,
+)
 from lit_wsl.cli.parser import CommandParser
 from lit_wsl.cli.renaming import configure_rename, run_rename
 from lit_wsl.cli.reporting import configure_report, run_report
@@ -46,32 +55,16 @@ class Command:
     run: Callable[[Namespace], int]
 
 
-_MERGE_LISTS = {
-    "adapters": "LoRA adapter directories in PEFT layout, or names of `tasks`.",
-    "models": "Full fine-tuned models on the same base.",
-    "deltas": "Saved task vectors.",
-    "statistics": "Gathered statistics, one file per source, for methods that use data.",
-    "include": "Merge only parameters that one of these patterns matches.",
-    "exclude": "Leave parameters that one of these patterns matches as they are.",
-    "eval_tasks": "Tasks to evaluate; default those of the sources.",
-}
-"""Options of `merge` that take several words."""
-_DERIVED = ("eval_tasks", "split")
-"""Options of `merge` whose default follows from others."""
-_Split = Literal["train", "validation", "test"]
-
-
 def _configure_merge(parser: ArgumentParser) -> None:
     if isinstance(parser, CommandParser):
         parser.translate = merge_options
     parser.add_argument("--list_methods", action="store_true", help="List the merge methods and leave.")
-    for name, text in _MERGE_LISTS.items():
-        parser.add_argument(f"--{name}", nargs="+", type=str, default=None if name in _DERIVED else [], help=text)
-    parser.add_argument("--split", type=_Split | None, default=None, help="Rows to evaluate on; default `test`.")
+    add_lists(parser)
+    parser.add_argument("--split", type=Split | None, default=None, help="Rows to evaluate on; default `test`.")
     parser.add_argument("--overwrite", action="store_true", help="Replace an earlier output.")
     parser.add_argument("--dry_run", action="store_true", help="Say what would be merged, read and written, and leave.")
     configure_merge_evaluation(parser)
-    parser.add_class_arguments(MergeConfig, skip={*_MERGE_LISTS, *_DERIVED, "overwrite"}, as_group=False)
+    parser.add_class_arguments(MergeConfig, skip={*LISTS, *DERIVED, "overwrite"}, as_group=False)
 
 
 def _run_merge(options: Namespace) -> int:
@@ -109,13 +102,15 @@ def _list_methods() -> int:
 
 def _configure_prepare(parser: ArgumentParser) -> None:
     parser.add_argument("tasks", nargs="*", help="Built-in tasks; all when none is named.")
-    parser.add_argument("--cache", type=str, default=None, help="Cache directory; default ~/.cache/lit_wsl.")
+    parser.add_argument(
+        "--cache", type=str, default=None, help="Cache directory; default $LIT_WSL_CACHE, or ~/.cache/lit_wsl."
+    )
 
 
 def _run_prepare(options: Namespace) -> int:
     from lit_wsl.training.tasks import TASKS, prepare_tasks
 
-    cache = Path(options.cache) if options.cache else None
+    cache = Path(options.cache).expanduser() if options.cache else None
     for task in prepare_tasks(options.tasks or list(TASKS), cache):
         sys.stdout.write(f"{task.name}: {len(task.labels)} classes, {task.directory}\n")
     return 0
@@ -133,7 +128,7 @@ def _configure_demo(parser: ArgumentParser) -> None:
 def _run_demo(options: Namespace) -> int:
     from lit_wsl.cli.demo import Demo, DemoSettings
 
-    Demo(DemoSettings(Path(options.output), options.tasks, options.threads, options.limit_train)).run()
+    Demo(DemoSettings(Path(options.output).expanduser(), options.tasks, options.threads, options.limit_train)).run()
     return 0
 
 
@@ -192,8 +187,8 @@ def _run_completion(options: Namespace) -> int:
     from lit_wsl.cli.completion import completion_script, trainer_options
 
     known = {name: _option_names(command) for name, command in COMMANDS.items()}
-    trainer = trainer_options()
-    sys.stdout.write(completion_script(options.shell, {**dict.fromkeys(TRAINER_COMMANDS, trainer), **known}))
+    trainer = {name: trainer_options(name) for name in TRAINER_COMMANDS}
+    sys.stdout.write(completion_script(options.shell, {**trainer, **known}))
     return 0
 
 

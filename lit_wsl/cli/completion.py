@@ -40,9 +40,12 @@ def completion_script(shell: str, options: Mapping[str, list[str]]) -> str:
     return _SCRIPT.format(shell=shell, prologue=_PROLOGUES[shell], cases="\n".join(cases))
 
 
-def trainer_options() -> list[str]:
-    """Options that every trainer command takes; those of a module or callback depend on its class."""
-    from lightning.pytorch import Trainer
+def trainer_options(command: str) -> list[str]:
+    """Options that a trainer command takes; those of a module or callback depend on its class."""
+    from lit_wsl.cli.trainer import Trainer, TrainerCLI
 
-    own = ("--config", "--print_config", "--ckpt_path", "--seed_everything", "--model", "--data", "--threads", "--help")
-    return [*own, *(f"--trainer.{name}" for name in inspect.signature(Trainer).parameters)]
+    general = ("--config", "--print_config", "--seed_everything", "--model", "--data", "--threads", "--help")
+    given = {"self", *TrainerCLI.subcommands()[command]}  # not by options
+    own = [name for name in inspect.signature(getattr(Trainer, command)).parameters if name not in given]
+    settings = [name for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
+    return [*general, *(f"--{name}" for name in own), *(f"--trainer.{name}" for name in settings)]

@@ -4,13 +4,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_wsl.cli.learning import configure_replay, replayed
-from lit_wsl.cli.merge_config import direct_merge, merge_options
+from lit_wsl.cli.merge_config import LISTS, Split, add_lists, direct_merge, merge_options
 from lit_wsl.cli.parser import CommandParser
 from lit_wsl.cli.resources import config_file
 from lit_wsl.errors import ConfigError
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from lit_wsl.evaluation import Evaluator, MergeEvaluation
     from lit_wsl.runs.layout import RunLayout
 
-_Split = Literal["train", "validation", "test"]
-_LISTS = ("adapters", "models", "deltas", "statistics", "include", "exclude", "eval_tasks")
 _OWN = ("tasks", "split", "output", "overwrite", "save_merged", "search", "post_sweep_eval")
 """Fields of a configuration that are spelled otherwise here, or that measuring leaves aside."""
 REGISTRY = "merge/tasks.yaml"
@@ -31,7 +29,8 @@ REGISTRY = "merge/tasks.yaml"
 
 def evaluation_options(config: str) -> str | None:
     """Options of ``evaluate-merged`` as YAML, from a configuration of a merge; None for what is such YAML."""
-    if "registry" in (_mapping(config) or {}):
+    given = _mapping(config) or {}
+    if "registry" in given or isinstance(given.get("tasks"), list):  # options of this command, not of a merge
         return None
     translated = merge_options(config)
     content = _mapping(config if translated is None else translated)
@@ -65,32 +64,24 @@ def configure_evaluate(parser: ArgumentParser) -> None:
     add("--lambda", type=float | None, default=None, help="Short for `--method_params.lambda`.")
     add("--scale", type=float | None, default=None, help="Short for `--method_params.scale`.")
     add("--registry", type=dict[str, dict] | str | None, default=None, help="YAML file of tasks; default the demo's.")
-    for name in _LISTS:
-        default: list[str] | None = None if name == "eval_tasks" else []
-        add(f"--{name}", nargs="+", type=str, default=default, help=f"As `{name}` of `lit-wsl merge`.")
-    add("--split", type=_Split | None, default=None, help="Rows to evaluate on; default `test`.")
+    add_lists(parser)
+    add("--split", type=Split | None, default=None, help="Rows to evaluate on; default `test`.")
     add("--batch_size", type=int | None, default=None, help="Rows in a batch, instead of what the registry says.")
     add("--save", action="store_true", help="Keep the merged weights in the run's directory.")
     configure_replay(parser)
-    _add_shared(parser)
-    parser.add_class_arguments(MergeConfig, skip={*_LISTS, *_OWN}, as_group=False)
-
-
-def _add_shared(parser: ArgumentParser) -> None:
-    """Options that `merge --evaluate` could have, too."""
-    add = parser.add_argument
     add("--confusion_matrix", action="store_true", default=True, help="Draw confusion matrices (the default).")
     add("--no_confusion_matrix", action="store_true", help="Draw none.")
     add("--no_save_results", action="store_true", help="Print the results and write nothing.")
     add("--no_compute_interference_baselines", action="store_true", help="Use baselines of earlier runs only.")
     add("--artifacts_dir", type=str, default="artifacts", help="Folder of all outputs.")
     add("--device", type=str | None, default=None, help="Where to run; default a GPU if there is one.")
+    parser.add_class_arguments(MergeConfig, skip={*LISTS, *_OWN}, as_group=False)
 
 
 def configure_merge_evaluation(parser: ArgumentParser) -> None:
     """Options of `merge` that evaluate what was merged."""
     parser.add_argument("--evaluate", action="store_true", help="Measure the merged model on its tasks.")
-    parser.add_argument("--eval_split", type=_Split | None, default=None, help="Rows for `--evaluate`, before `split`.")
+    parser.add_argument("--eval_split", type=Split | None, default=None, help="Rows for `--evaluate`, before `split`.")
     parser.add_argument("--artifacts_dir", type=str, default="artifacts", help="Folder for what `--evaluate` finds.")
 
 

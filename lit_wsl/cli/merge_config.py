@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -18,6 +19,26 @@ from lit_wsl.merging.spec import MergeSpec
 from lit_wsl.state.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
+
+Split = Literal["train", "validation", "test"]
+LISTS = {
+    "adapters": "LoRA adapter directories in PEFT layout, or names of `tasks`.",
+    "models": "Full fine-tuned models on the same base.",
+    "deltas": "Saved task vectors.",
+    "statistics": "Gathered statistics, one file per source, for methods that use data.",
+    "include": "Merge only parameters that one of these patterns matches.",
+    "exclude": "Leave parameters that one of these patterns matches as they are.",
+    "eval_tasks": "Tasks to evaluate; default those of the sources.",
+}
+"""Fields of a configuration that take several words on the command line."""
+DERIVED = ("eval_tasks", "split")
+"""Fields whose default follows from others."""
+
+
+def add_lists(parser: ArgumentParser) -> None:
+    """Add the options that take several words."""
+    for name, text in LISTS.items():
+        parser.add_argument(f"--{name}", nargs="+", type=str, default=None if name in DERIVED else [], help=text)
 
 
 def merge_options(config: str) -> str | None:

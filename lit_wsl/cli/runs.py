@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -25,7 +25,8 @@ def _configure(parser: ArgumentParser) -> None:
 
 
 def _configure_split(parser: ArgumentParser) -> None:
-    parser.add_argument("--split", type=str | None, default=None, help="Scores of this split; default test first.")
+    split = Literal["train", "validation", "test"] | None
+    parser.add_argument("--split", type=split, default=None, help="Scores of this split; default test first.")
     parser.add_argument(
         "--subset", type=str | None, default=None, help="Scores of the subset with this tag; default the whole split."
     )

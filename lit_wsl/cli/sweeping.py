@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lit_wsl.cli.evaluating import merge_evaluation
-from lit_wsl.cli.merge_config import merge_options
+from lit_wsl.cli.merge_config import DERIVED, LISTS, Split, add_lists, merge_options
 from lit_wsl.cli.parser import CommandParser
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging.config import MergeConfig
@@ -19,21 +19,8 @@ if TYPE_CHECKING:
     from lit_wsl.sweep.records import Record
     from lit_wsl.sweep.run import Progress, SweepResult
 
-_LISTS = {
-    "adapters": "LoRA adapter directories in PEFT layout, or names of `tasks`.",
-    "models": "Full fine-tuned models on the same base.",
-    "deltas": "Saved task vectors.",
-    "statistics": "Gathered statistics, one file per source, for methods that use data.",
-    "include": "Merge only parameters that one of these patterns matches.",
-    "exclude": "Leave parameters that one of these patterns matches as they are.",
-    "eval_tasks": "Tasks to measure; default those of the sources.",
-}
-"""Options that take several words."""
-_DERIVED = ("eval_tasks", "split")
-"""Options whose default follows from others."""
 _FLAGS = {"overwrite": "Replace an earlier `output`.", "save_merged": "Merge at the best point and write it."}
 _Search = Literal["grid", "bayes", "tpe", "cmaes", "random", "nsga2"]
-_Split = Literal["train", "validation", "test"]
 MOST_SHOWN = 10
 
 
@@ -41,11 +28,10 @@ def configure_sweep(parser: ArgumentParser) -> None:
     """Options of `merge-sweep`: those of the configuration, and short ones for its search."""
     if isinstance(parser, CommandParser):
         parser.translate = merge_options
-    for name, text in _LISTS.items():
-        parser.add_argument(f"--{name}", nargs="+", type=str, default=None if name in _DERIVED else [], help=text)
+    add_lists(parser)
     for name, text in _FLAGS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
-    parser.add_argument("--split", type=_Split | None, default=None, help="Rows to measure on; default `validation`.")
+    parser.add_argument("--split", type=Split | None, default=None, help="Rows to measure on; default `validation`.")
     parser.add_argument(
         "--grid", action="append", type=str, default=[], metavar="NAME=V1,V2", help="Values to try; give it repeatedly."
     )
@@ -57,7 +43,7 @@ def configure_sweep(parser: ArgumentParser) -> None:
     parser.add_argument("--allow_negative", action="store_true", help="A task may fall below the base.")
     parser.add_argument("--artifacts_dir", type=str, default="artifacts", help="Folder of all outputs.")
     parser.add_argument("--no_report", action="store_true", help="Draw no plots and no page.")
-    skipped = {*_LISTS, *_DERIVED, *_FLAGS}
+    skipped = {*LISTS, *DERIVED, *_FLAGS}
     parser.add_class_arguments(MergeConfig, skip=skipped, as_group=False)
 
 

@@ -44,5 +44,5 @@ def method_table() -> int:
         params = ", ".join(f"{name}={value}" for name, value in cls().params().items())
         first = (inspect.getdoc(cls) or "").splitlines()[0]
         table.add_row(names[0], ", ".join(names[1:]), params or "–", first)
-    table_console().print(table)
+    table_console(markup=False).print(table)
     return 0

@@ -13,7 +13,6 @@ from pydoc import locate
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import set_parsing_settings
 from lightning import pytorch as lightning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -27,6 +26,7 @@ from lit_wsl.callbacks.merge_statistics import MergeStatistics as MergeStatistic
 from lit_wsl.callbacks.save_adapter import SaveAdapter as SaveAdapter  # `as`: found by the short name in YAML
 from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback as UniversalCheckpointCallback
 from lit_wsl.callbacks.weight_map_init import WeightMapInit as WeightMapInit
+from lit_wsl.cli.checkpoints import quiet_transformers
 from lit_wsl.cli.commands import TRAINER_COMMANDS
 from lit_wsl.cli.parser import OneLineErrors
 from lit_wsl.cli.refusals import is_refusal, refused_option
@@ -83,6 +83,8 @@ class TrainerParser(OneLineErrors, LightningArgumentParser):
             near = [] if "." in unknown[1] else get_close_matches(unknown[1], known, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else "Give `class_path` as `module.Class`."
             text = f"there is no class {unknown[1]!r}. {hint}"
+        if self.exit_on_error and TrainerCLI.typed_command is not None:
+            self.prog = f"lit-wsl {TrainerCLI.typed_command}"  # what the user typed; it ends here
         super().error(_NO_OPTION.sub("Option '", text), ex)
 
     def _option_names(self) -> set[str]:
@@ -212,7 +214,6 @@ def run_trainer(argv: list[str]) -> int:
     """
     _import_from_working_directory()
     _quieten()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     TrainerCLI.typed_command = next((word for word in argv if word in TRAINER_COMMANDS), None)
     try:
         with _program_arguments(argv):
@@ -295,7 +296,7 @@ def _quieten() -> None:
     warnings.formatwarning = _plain_warning
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    _silence_transformers()
+    quiet_transformers()
 
 
 def _plain_warning(message: Warning | str, *_: Any, **__: Any) -> str:
@@ -305,10 +306,3 @@ def _plain_warning(message: Warning | str, *_: Any, **__: Any) -> str:
 
 def _no_tips(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
-
-
-def _silence_transformers() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from lit_wsl.errors import LitWslError
 from lit_wsl.state.publish import published_directory
 
 COLOURS = {
@@ -138,5 +139,18 @@ def figure_model(variant: str = "alternating") -> dict[str, Any]:
     }
 
 
+def main(arguments: list[str]) -> int:
+    """Write the figures into the folder that is named; returns the exit code."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m lit_wsl.training.figures FOLDER\n")
+        return 2
+    try:
+        write_figures(Path(arguments[0]))
+    except LitWslError as error:
+        sys.stderr.write(f"figures: {error}\n")
+        return error.exit_code
+    return 0
+
+
 if __name__ == "__main__":
-    write_figures(Path(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

@@ -51,6 +51,9 @@ def test_a_group_offers_its_commands(script):
         (("fit", "--config", "a.yaml", "--trainer.max_ep"), {"--trainer.max_epochs"}),
         (("fit", "--ckpt"), {"--ckpt_path"}),
         (("--debug", "fit", "--ckpt"), {"--ckpt_path"}),
+        (("gather", "--kin"), {"--kind"}),
+        (("gather", "--outp"), {"--output"}),
+        (("gather", "--datam"), set()),
         (("nonsense", "--x"), set()),
     ],
 )

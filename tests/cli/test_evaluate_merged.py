@@ -85,6 +85,13 @@ def test_method_tasks_and_scale_without_a_configuration_a12_2(folder, bert_dir, 
         assert found[name]["interference_delta"] == pytest.approx(wanted[name]["interference_delta"])
 
 
+def test_tasks_of_the_command_may_stand_in_a_file_a12_2(folder):
+    options = {"tasks": ["praise", "noun"], "method": "uniform_delta"}
+    (folder / "options.yaml").write_text(yaml.safe_dump(options))
+    assert run(["evaluate-merged", "--config", "options.yaml", "--registry", "tasks.yaml"]) == 0
+    assert results(folder).keys() == {"praise", "noun"}
+
+
 def test_a_saved_adapter_a_run_and_its_id_a12_2(folder, bert_dir, pair, capsys):
     config = MergeConfig(adapters=list(pair.paths), base=str(bert_dir), method="uniform_delta", tasks=pair.registry)
     merge(config.to_merge_spec(), output=str(folder / "out"), output_format="adapter")

@@ -245,3 +245,22 @@ def test_the_installed_script(tmp_path):
         [script, "merge", "--adapters", tmp_path / "x", "--output", "y"], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+
+
+def test_brackets_in_a_description_are_shown(capsys, monkeypatch):
+    class Mean:
+        """Mean of [tasks]."""
+
+        def params(self):
+            return {}
+
+    monkeypatch.setattr("lit_wsl.cli.tables.all_methods", lambda: {"mean": Mean})
+    assert run(["merge", "--list_methods"]) == 0
+    assert "Mean of [tasks]." in capsys.readouterr().out
+
+
+def test_wrong_usage_of_a_trainer_command_names_it(capsys):
+    assert run(["validate"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("lit-wsl validate: ")
+    assert "See `lit-wsl validate --help`." in told

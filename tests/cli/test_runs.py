@@ -135,6 +135,7 @@ def test_best(capsys, layout, runs):
 
 def test_wrong_usage_is_one_line(capsys, runs):
     one_line(capsys, 1, ["runs", "show", "run_1999"], "no run 'run_1999'", "Candidates", runs[0].name)
+    one_line(capsys, 2, ["runs", "best", "--split", "tset"], "tset", "'test'")
     one_line(capsys, 2, ["runs", "shwo"], "no command 'runs shwo'", "runs show")
     (runs[0] / "summary.json").write_text("{")
     one_line(capsys, 1, ["runs", "show", str(runs[0])], "summary.json is damaged")
