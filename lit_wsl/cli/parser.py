@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
+from lit_wsl.cli.yaml_values import bound_yaml
 from lit_wsl.errors import one_line
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+bound_yaml()
 
 _UNKNOWN = re.compile(r"(?:[Uu]nrecognized arguments: --|Option '|[Kk]ey ')([\w.]+)")
 

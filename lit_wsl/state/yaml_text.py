@@ -46,6 +46,21 @@ def read_yaml_documents(text: str) -> list[Any]:
         raise yaml.YAMLError(str(error)) from error
 
 
+def check_yaml_size(text: str) -> None:
+    """Refuse a text that another reader of YAML, such as one in C, might not survive.
+
+    Raises:
+        yaml.YAMLError: If it is no YAML, is nested too deeply, or its aliases amount to too much.
+    """
+    if len(text) <= MOST_LEVELS:  # as many signs as levels at least, and no alias amounts to much
+        return
+    try:
+        for _ in yaml.compose_all(text, Loader=_Loader):
+            pass
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+
+
 def _count(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     """Entries below a node, each alias counted as often as it stands, and levels of nesting."""
     if not isinstance(node, yaml.CollectionNode):

@@ -72,7 +72,7 @@ class Watch:
     """
 
     root: Path
-    """Also holds the inputs."""
+    """Also holds the inputs; what lies in its folder ``before`` is in the current directory of every command."""
     count: int = 0
     """Cases that were tried."""
 
@@ -90,8 +90,12 @@ class Watch:
             assert 1 <= len(own) <= most, (code, argv, told[-2000:])
             assert all(line.isprintable() and len(line) < LONGEST for line in own), own
         if code == 2 or "--dry_run" in argv:
-            assert not list((self.root / "work").glob("out*")), "wrong usage leaves nothing"
+            assert self.outputs() == listed(self.root / "before"), "wrong usage leaves nothing"
         return code
+
+    def outputs(self) -> list[str]:
+        """What there is after a command."""
+        return listed(self.root / "work")
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
         """Call a function of the library: it returns, or raises an error that is meant for the user."""
@@ -106,6 +110,8 @@ class Watch:
         shutil.rmtree(work, ignore_errors=True)
         for folder in (work, self.root / "home"):
             folder.mkdir(exist_ok=True)
+        if (self.root / "before").exists():
+            shutil.copytree(self.root / "before", work, symlinks=True, dirs_exist_ok=True)
         out, err = _Stream(errors="strict"), _Stream(errors="backslashreplace")
         before = listing(self.root)
         with contextlib.chdir(work), _environment(HOME=str(self.root / "home")):
@@ -120,6 +126,11 @@ class Watch:
         assert not faults, (what, faults)
         after = listing(self.root)
         assert after == before, (what, set(after.items()) ^ set(before.items()))
+
+
+def listed(folder: Path) -> list[str]:
+    """Outputs, whole or not, that stand in a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("out*"))
 
 
 def listing(root: Path) -> dict[str, tuple[int, int]]:

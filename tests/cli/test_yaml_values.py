@@ -1,0 +1,24 @@
+"""What the parsers read as YAML."""
+
+import pytest
+
+from lit_wsl.cli.main import run
+from tests.state.test_yaml_text import BOMB
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("text", [DEEP, BOMB, '{"a":' * 100_000], ids=["lists", "aliases", "mappings"])
+@pytest.mark.parametrize("command", ["fit", "merge", "merge-sweep"])
+def test_files_that_would_end_the_process_are_wrong_usage(tmp_path, capsys, command, text):
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    assert run([command, "--config", str(file)]) in (1, 2)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_so_are_files_that_an_option_names(tmp_path, capsys):
+    file = tmp_path / "model.yaml"
+    file.write_text(f"class_path: SequenceClassificationModule\ninit_args: {DEEP}")
+    assert run(["fit", "--model", str(file)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
