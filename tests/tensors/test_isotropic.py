@@ -130,6 +130,14 @@ def test_values_up_to_the_noise_are_left_out(size):
     assert len(decompose(torch.zeros(size, size)).S) == 0
 
 
+@pytest.mark.parametrize("size", [20, 200])
+def test_small_values_of_float64_keep_their_digits(size):
+    """The Gram matrix would lose those below a hundred millionth."""
+    U, V = (torch.linalg.qr(torch.randn(size, 3, dtype=F64)).Q for _ in range(2))
+    values = torch.tensor([1.0, 1e-4, 1e-11], dtype=F64)
+    torch.testing.assert_close(decompose((U * values) @ V.T).S, values, rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_matrix_that_is_not_finite_has_one_triplet_of_nothing(value):
     matrix = torch.ones(3, 4)

@@ -131,16 +131,17 @@ def test_words_begin_at_the_first_element_and_pieces_are_of_one_stream(monkeypat
     rng_module._ramp.cache_clear()
 
 
-def test_normal_numbers_are_the_transform_of_pairs_of_words():
+@pytest.mark.parametrize("count", [7, 8])
+def test_normal_numbers_are_the_transform_of_pairs_of_words(count):
     """Radius and angle from the first and the second half of as many words, by plain Python."""
-    found = CounterRng(6).normal("n", 7).tolist()
+    found = CounterRng(6).normal("n", count).tolist()
     uniform = [(word(6, "n", i) ^ 1 << 31) for i in range(8)]
     uniform = [(number + 0.5) / 2**32 for number in uniform]
     expected = []
     for turn in (math.cos, math.sin):
         for one, other in zip(uniform[:4], uniform[4:], strict=True):
             expected.append(math.sqrt(-2 * math.log(one)) * turn(2 * math.pi * other))
-    assert found == pytest.approx(expected[:7], rel=1e-6)
+    assert found == pytest.approx(expected[:count], rel=1e-6)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 100_001])

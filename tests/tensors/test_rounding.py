@@ -116,3 +116,48 @@ def test_most_entries_may_be_held_exactly():
     weight = torch.ones(10_000)
     weight[:100] += 0.1 * torch.rand(100)
     assert both(weight, weight.bfloat16())
+
+
+def test_the_first_entry_counts_for_the_precision():
+    held = torch.randn(1000).bfloat16().float()
+    assert precision(Stored(held)) == torch.bfloat16
+    held[0] = 1.0 + 2.0**-20
+    assert precision(Stored(held)) == torch.float32
+    assert precision(Stored(held.double())) == torch.float32
+    exact = Stored(torch.randn(100, dtype=torch.float64))
+    assert rounding_floor(exact, exact) == 2.0**-54
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(("entries", "few"), [(1, True), (15, True), (16, False), (17, False)])
+def test_so_few_entries_may_have_moved_by_less_than_rounding_moves_them(entries, few, scale):
+    """Of many that a coarse dtype holds; sizes do not matter."""
+    held = (scale * (1.0 + torch.rand(500))).bfloat16().float()
+    tuned = held.clone()
+    tuned[100 : 100 + entries] *= 1.0 + 1e-6
+    assert both(held, tuned) is few
+    assert both(held * 1.0, (held * (1 + 2.0**-9 * torch.rand(500))).bfloat16().float()) is True
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1.0, 1e5])
+def test_a_cast_is_rounding_at_any_size(scale):
+    weight = scale * torch.randn(2000)
+    assert both(weight, weight.bfloat16())
+    changed = weight.bfloat16().float() * (1.0 + 1e-6 * torch.randn(2000))
+    assert not both(weight.bfloat16(), changed)
+
+
+def test_a_change_that_only_float64_sees_is_no_rounding():
+    weight = torch.randn(1000)
+    assert not both(weight, weight.double() * (1.0 + 1e-12 * torch.randn(1000, dtype=torch.float64)))
+
+
+def test_one_entry_tells_which_dtype_was_rounded_to():
+    """All others would be held by bfloat16, too, from which nothing moves so little."""
+    held = (1.0 + torch.randint(0, 128, (1000,)) / 128).float()
+    held[0] = 1.0 + 2.0**-9
+    exact = held + 2.0**-12 * (2 * torch.rand(1000) - 1)
+    assert torch.equal(exact.half().float(), held)
+    assert both(exact, held)
+    late = torch.cat([torch.ones(BLOCK_ENTRIES), 1.0 + torch.rand(1000)])
+    assert both(late, late.half())

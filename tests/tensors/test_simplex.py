@@ -114,3 +114,37 @@ def test_normalised_coefficients_sum_to_one_and_a_sum_of_zero_stays_finite():
     torch.testing.assert_close(normalised(coefficients).sum(dim=-1), torch.ones(3, dtype=torch.float64))
     assert torch.autograd.gradcheck(normalised, (coefficients,))
     assert normalised(torch.zeros(4)).tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("name", PARAMETRISATIONS)
+def test_bounds_are_those_that_coefficients_come_near_to(name):
+    way = PARAMETRISATIONS[name]
+    extreme = torch.tensor([[-100.0, 100.0], [100.0, -100.0]], dtype=torch.float64)
+    found = way.coefficients(extreme)
+    if name == "projected_lambda":
+        assert (way.low, way.high) == (-math.inf, math.inf)
+    else:
+        assert (float(found.min()), float(found.max())) == (pytest.approx(way.low), pytest.approx(way.high))
+
+
+def test_both_bounds_of_the_tangent_have_finite_raw_numbers():
+    way = PARAMETRISATIONS["tanh_alpha"]
+    raw = way.raw(torch.tensor([-1.0, -0.5, 0.5, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(way.coefficients(raw), torch.tensor([-1.0, -0.5, 0.5, 1.0]).double(), rtol=0, atol=2e-6)
+    assert raw.isfinite().all()
+
+
+def test_a_small_sum_is_divided_by_and_a_smaller_one_by_its_least():
+    assert normalised(torch.tensor([1e-7, 3e-7], dtype=torch.float64)).tolist() == pytest.approx([0.25, 0.75])
+    assert normalised(torch.tensor([1e-9, 3e-9], dtype=torch.float64)).tolist() == pytest.approx([0.1, 0.3])
+
+
+def test_a_total_that_is_lost_beside_a_large_entry_still_has_a_point():
+    found = project_onto_simplex(torch.tensor([1e20, 0.0, -3.0]))
+    assert found.isfinite().all()
+    assert (found >= 0.0).all()
+
+
+def test_shares_are_over_the_last_of_three_dimensions():
+    raw, magnitude = torch.randn(2, 3, 4, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    torch.testing.assert_close(simplex_softmax_scaled(raw, magnitude).sum(-1), torch.ones(2, 3, dtype=torch.float64))
