@@ -1,5 +1,6 @@
 """Run a merge from a spec: the entry point of the command line and of Python."""
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import as_completed
@@ -91,6 +92,7 @@ def _lead(plan: MergePlan, target: Path, ranks: Ranks, progress: Progress | None
             report = report_on(plan, target, writer)
             counts = tally_model(plan, statistics) if plan.spec.tally else {}
             write_metadata(plan, report, directory, counts)
+            stack.close()  # which publishes: a failure there is one of all processes
     return ranks.told(report)
 
 
@@ -128,7 +130,8 @@ def merge_state_dict(spec: MergeSpec | None = None, **fields: Any) -> dict[str, 
         **fields: Fields of the spec, or changes to it.
 
     Returns:
-        Tensors by the names in the base.
+        Tensors by the names in the base's file. That may hold buffers which the model's class does not save, such as
+        ``position_ids``: :func:`lit_wsl.load_universal` puts the rest in place, and refuses anything else that is odd.
 
     Raises:
         LitWslError: If the spec is wrong, or the sources do not fit the base.
@@ -207,8 +210,21 @@ def _check_apart(target: Path, plan: MergePlan) -> None:
             raise MergeError(f"Output directory {target} holds the source {file}; choose another.")
 
 
+_IDLE = {
+    "adapter": ("dtype", "shard_size", "tokenizer"),
+    "delta": ("rank", "energy", "tokenizer"),
+    "model": ("rank", "energy"),
+}
+"""Fields of a spec that change nothing of an output."""
+
+
 def _tell_what_to_know(plan: MergePlan) -> None:
-    """Warn of parameters left out and of a method's peculiarity."""
+    """Warn of parameters left out, of a method's peculiarity, and of settings that have no effect."""
+    defaults = {one.name: one.default for one in dataclasses.fields(MergeSpec)}
+    idle = [name for name in _IDLE[plan.spec.format] if getattr(plan.spec, name) != defaults[name]]
+    if idle:
+        named = " and ".join(f"`{name}`" for name in idle)
+        logger.warning("%s changed nothing: the output is of format `%s`.", named, plan.spec.format)
     if plan.method.caution and len(plan.spec.adapters) > 1:
         logger.warning(plan.method.caution)
     lacking = plan.statistics.lacking(plan.merged) if plan.statistics is not None else []

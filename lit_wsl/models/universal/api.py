@@ -233,7 +233,9 @@ def fold_foreign(
 
 
 def _without_ignored(module: nn.Module, plain: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
-    """``plain`` without the keys that transformers' classes say older files hold for nothing."""
+    """``plain`` without what files hold for nothing: keys that transformers names, buffers that the model saves not."""
+    unsaved = {strip_wrappers(name) for name, _ in module.named_buffers(remove_duplicate=False)} - set(wanted)
+    plain = {key: tensor for key, tensor in plain.items() if key not in unsaved}
     patterns = {
         pattern
         for part in module.modules()

@@ -181,3 +181,23 @@ def test_shapes_tell_towers_apart():
 def test_every_name_of_a_large_model_is_matched():
     names = [f"layers.{i}.{part}.weight" for i in range(60) for part in ("q", "k", "v", "o")]
     assert list(align(tensors(*names), shapes(*(f"model.{n}" for n in names)))) == [f"model.{n}" for n in names]
+
+
+class _Counting(nn.Module):
+    """A layer with a buffer that its state dict does not have, though older files do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.register_buffer("position_ids", torch.arange(3), persistent=False)
+
+
+def test_buffers_that_a_model_does_not_save_are_passed_over():
+    module = nn.Sequential(_Counting(), nn.Linear(3, 2))
+    state = {name: torch.randn_like(tensor) for name, tensor in module.state_dict().items()}
+    report = load_universal(module, {**state, "0.position_ids": torch.arange(5)})
+    assert (report.missing, report.unexpected) == ((), ())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+    assert torch.equal(module[0].position_ids, torch.arange(3))
+    with pytest.raises(CheckpointError, match=r"1 unexpected: 1\.position_ids"):
+        load_universal(module, {**state, "1.position_ids": torch.arange(5)})
