@@ -12,6 +12,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
@@ -54,7 +55,8 @@ class Shell:
         self._server = socket.socket(socket.AF_UNIX)
 
     def __enter__(self) -> "Shell":
-        address = self._scratch / "socket"
+        self._short = tempfile.TemporaryDirectory(prefix="page")  # a socket's name has about a hundred letters at most
+        address = Path(self._short.name) / "socket"
         self._server.bind(str(address))
         self._server.listen()
         self._server.settimeout(0.05)
@@ -66,6 +68,7 @@ class Shell:
 
     def __exit__(self, *_: object) -> None:
         self._server.close()
+        self._short.cleanup()
 
     def run(self, text: str) -> tuple[int, str]:
         """Exit code and output of a block, which ends at its first failure."""
