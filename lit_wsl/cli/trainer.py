@@ -45,6 +45,7 @@ from lit_wsl.training.classification import SequenceClassificationModule
 from lit_wsl.training.image_text import ImageTextModule as ImageTextModule
 from lit_wsl.training.image_text_data import ImageTextData
 from lit_wsl.training.parallel import UniversalModelParallelStrategy as UniversalModelParallelStrategy
+from lit_wsl.training.quiet import NOT_OF_USE
 from lit_wsl.training.text import TextClassificationData
 from lit_wsl.training.token_blocks import TokenBlockData as TokenBlockData
 
@@ -282,16 +283,7 @@ def _import_from_working_directory() -> None:
 
 def _quieten() -> None:
     """Silence advice that a user of these commands cannot act on, or has answered by the configuration."""
-    for message in (
-        r".*does not have many workers.*",
-        r".*number of training batches .* smaller than the logging interval.*",
-        r".*`LeafSpec`.* is deprecated.*",
-        r".*isinstance\(treespec, LeafSpec\).*",
-        r".*`self.trainer` reference is not registered.*",
-        r".*Checkpoint directory .* exists and is not empty.*",
-        r".*GPU available but not used.*",
-        r".*The dirpath has changed from.*",
-    ):
+    for message in (*NOT_OF_USE, ".*The dirpath has changed from.*"):
         warnings.filterwarnings("ignore", message=message)
     warnings.formatwarning = _plain_warning
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_NOT_OF_USE = (
+NOT_OF_USE = (
     ".*does not have many workers.*",
     ".*number of training batches .* smaller than the logging interval.*",
     ".*GPU available but not used.*",
@@ -13,6 +13,7 @@ _NOT_OF_USE = (
     ".*`self.trainer` reference is not registered.*",
     ".*Checkpoint directory .* exists and is not empty.*",
 )
+"""Warnings that a user cannot act on, or has answered by the configuration, as patterns of their beginnings."""
 _LIGHTNING = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
 
@@ -42,5 +43,5 @@ def quiet_trainer() -> Iterator[None]:
 
 def _ignore() -> None:
     _LIGHTNING.setLevel(logging.WARNING)
-    for message in _NOT_OF_USE:
+    for message in NOT_OF_USE:
         warnings.filterwarnings("ignore", message=message)

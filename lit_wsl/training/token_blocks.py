@@ -1,10 +1,10 @@
 """Text for language models: files joined into one stream of tokens, cut into blocks of one length."""
 
 import glob
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -103,12 +103,9 @@ class TokenBlockData(LightningDataModule):
     def _stream(self, paths: list[Path]) -> Tensor:
         """All documents as one row of ids, a separator between each two."""
         texts = [_read(path) for path in paths]
-        if self.tokenizer == BYTES:
-            documents, separator = [list(text.encode()) for text in texts], _BYTE_SEPARATOR
-        else:
-            documents, separator = _tokenise(texts, self.tokenizer)
-        ids = chain.from_iterable([separator, *document] for document in documents)
-        return torch.tensor(list(ids)[1:], dtype=torch.int32)
+        documents, separator = _bytes(texts) if self.tokenizer == BYTES else _tokenise(texts, self.tokenizer)
+        between = torch.tensor([separator], dtype=torch.int32)
+        return torch.cat([part for document in documents for part in (between, document)][1:])
 
     def _cut(self, ids: Tensor) -> Tensor:
         """Whole blocks of the stream; what is left at the end is dropped."""
@@ -147,14 +144,21 @@ def _read(path: Path) -> str:
         raise DataError(f"{path} cannot be read as UTF-8 text ({error}); leave it out of `files`.") from error
 
 
-def _tokenise(texts: list[str], model: str) -> tuple[list[list[int]], int]:
+def _bytes(texts: list[str]) -> tuple[list[Tensor], int]:
+    """Bytes of every text, and the one between texts."""
+    bytes_of = (np.frombuffer(text.encode(), dtype=np.uint8) for text in texts)
+    return [torch.from_numpy(document.astype(np.int32)) for document in bytes_of], _BYTE_SEPARATOR
+
+
+def _tokenise(texts: list[str], model: str) -> tuple[list[Tensor], int]:
     """Ids of every text, and the id between texts."""
     directory = model_dir(model)
     tokenizer = read_tokenizer(directory)
     separator = tokenizer.eos_token_id
     if separator is None:
         raise ConfigError(f"The tokenizer of {directory} has no end-of-text token to put between documents.")
-    return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], separator
+    ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
+    return [torch.tensor(document, dtype=torch.int32) for document in ids], separator
 
 
 def _collate(rows: list[Tensor]) -> dict[str, Tensor]:

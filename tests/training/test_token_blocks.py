@@ -1,3 +1,5 @@
+import tracemalloc
+
 import pytest
 import torch
 
@@ -93,3 +95,16 @@ def test_what_cannot_be_read_is_named(texts, llama_dir):
         setup(f"{texts}/c.txt", block_size=4)
     with pytest.raises(ConfigError, match="has no tokenizer"):
         setup(f"{texts}/c.txt", tokenizer=str(llama_dir))
+
+
+def test_bytes_become_no_python_numbers(tmp_path):
+    """A list of them would take more than twenty times the text."""
+    size = 1 << 20
+    (tmp_path / "long.txt").write_text("x" * size)
+    data = TokenBlockData([str(tmp_path / "long.txt")])
+    tracemalloc.start()
+    data.setup()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= 8 * size
+    assert data.blocks.shape == (size // 128, 128)
