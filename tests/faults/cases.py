@@ -35,6 +35,11 @@ CASES = {
     "weight maps": 120,
     "runs": 160,
     "rows": 80,
+    "statistics": 120,
+    "partial folders": 120,
+    "markers": 80,
+    "comparisons": 160,
+    "training settings": 60,
 }
 """Cases of each kind in one run of the suite."""
 WANTED = "LIT_WSL_FAULT_CASES"

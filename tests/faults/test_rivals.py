@@ -18,6 +18,7 @@ COMMANDS = {
     "rename": "rename {base} --add_prefix x. --output out.safetensors --overwrite",
     "rename a directory": "rename {bert} --add_prefix x. --output out --overwrite",
     "migrate-config": "migrate-config {former} --output out.yaml --overwrite",
+    "compare": "compare {base} {tuned0} --output_dir out --overwrite --threads 1",
     "report": "report --artifacts_dir {artifacts} --output out.html",
 }
 PROCESSES = 3
