@@ -104,7 +104,8 @@ class CoefficientLearner(LightningModule):
                 f"`{self.name}` learns by `coefficient_parameterization: {' | '.join(self.parametrisations)}`, "
                 f"got {settings.parametrisation!r}."
             )
-        self.source_tasks = source_tasks or [[task] for task in merge.source_tasks]
+        given = source_tasks or [[task] for task in merge.source_tasks]
+        self.source_tasks = [[_known(task, merge.registry) for task in tasks] for tasks in given]
         self.tasks = task_names(merge, tasks, self.source_tasks)
         self.task_objects: Mapping[str, Task] = load_tasks(merge.registry, base=merge.origin, names=self.tasks)
         self.live = LiveMerge(merge, self.task_objects, engine)
@@ -312,16 +313,21 @@ def task_names(
         raise ConfigError("Coefficients are learned on data: name `tasks`, such as `configs/merge/tasks.yaml`.")
     own = [[task] for task in merge.source_tasks] if source_tasks is None else source_tasks
     wanted = [task for tasks in own for task in tasks] if given is None else given
-    names = list(dict.fromkeys(name if name in registry else str(name).lower() for name in wanted))
+    names = list(dict.fromkeys(_known(name, registry) for name in wanted))
     if not names:
         raise ConfigError("`tasks` are none; name those to learn on.")
-    lacking = [" or ".join(tasks) for tasks in own if not set(tasks) & set(names)]
+    lacking = [" or ".join(tasks) for tasks in own if not {_known(task, registry) for task in tasks} & set(names)]
     if lacking:
         raise ConfigError(
             f"No task to learn on for {len(lacking)} of {len(own)} sources: {', '.join(lacking)}; add "
             "their tasks, or leave these sources out."
         )
     return names
+
+
+def _known(task: str, registry: Mapping[str, Any]) -> str:
+    """A task's name, lower-cased where only so it is known."""
+    return task if task in registry else str(task).lower()
 
 
 def _is_fp16() -> bool:

@@ -1,5 +1,6 @@
 """`optimizer: {type: bayes}` of a direct merge: the parameters are searched first, and the merge takes the best."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from lit_wsl.merging.method import method_class
 from lit_wsl.runs.layout import RunLayout
 from lit_wsl.sweep.outcome import Objective
 from lit_wsl.sweep.paths import at_point
-from lit_wsl.sweep.run import Progress, SweepResult, run_sweep
+from lit_wsl.sweep.run import POLL_SECONDS, Progress, SweepResult, run_sweep
 
 DEFAULT_SPACES: dict[str, dict[str, Any]] = {
     "scale": {"min": 0.0, "max": 2.0},
@@ -31,7 +32,8 @@ def optimise_merge(
 ) -> tuple[MergeConfig, SweepResult]:
     """Search the parameters of a merge and put the best in place.
 
-    Rows of `validation` are measured unless the optimizer's `split` says otherwise, so that `test` stays unseen.
+    Rows of `validation` are measured unless the optimizer's `split` says otherwise, so that `test` stays unseen. Points
+    that other processes measure in the same study are waited for.
 
     Args:
         config: A merge with `optimizer: {type: bayes}`.
@@ -47,7 +49,9 @@ def optimise_merge(
         MergeError: If no point may be chosen.
         KeyboardInterrupt: After Ctrl-C; the same command continues the search.
     """
-    result = run_sweep(search_of(config), objective, layout=layout, watch=watch)
+    sweep = search_of(config)
+    while (result := run_sweep(sweep, objective, layout=layout, watch=watch)).status == "running":
+        time.sleep(POLL_SECONDS)  # other processes measure the last points, one of which may be the best
     if result.status == "interrupted":
         raise KeyboardInterrupt
     if result.best_params is None:

@@ -36,6 +36,13 @@ def test_data_of_unknown_tasks_or_of_none_are_refused(pair, is_made):
         MergeTaskData(tasks, names=[])
 
 
+def test_a_source_is_known_by_its_task_in_lower_case_too_a7_5(pair, bert_dir, tmp_path):
+    save_adapter(bert_dir, tmp_path / "Praise", 0, target_modules=["query"])
+    save_adapter(bert_dir, tmp_path / "NOUN", 1, target_modules=["query"])
+    learner = GradientMerging(merge_of(pair, bert_dir, adapters=[str(tmp_path / "Praise"), str(tmp_path / "NOUN")]))
+    assert (learner.tasks, learner.source_tasks) == (NAMES, [["praise"], ["noun"]])
+
+
 class Watch(lightning.Callback):
     """Remembers what every step found."""
 

@@ -6,10 +6,25 @@ from dataclasses import replace
 import pytest
 
 from lit_wsl.errors import ConfigError, MergeError
-from lit_wsl.sweep import Outcome
+from lit_wsl.sweep import Outcome, run_sweep
 from lit_wsl.sweep.direct import optimise_merge, search_of
 from lit_wsl.sweep.final import post_config
 from tests.sweep.toys import Counted, config, grid, hill, swept
+
+
+def test_g3_a_direct_merge_waits_for_points_that_other_processes_measure(tmp_path, monkeypatch):
+    """Else it would merge at the best of those that happened to be finished."""
+    seen, plain = [], run_sweep
+
+    def joined(*args, **kwargs):
+        result = plain(*args, **kwargs)
+        seen.append(result.status)
+        return replace(result, status="running") if len(seen) < 3 else result
+
+    monkeypatch.setattr("lit_wsl.sweep.direct.run_sweep", joined)
+    merged, result = optimise_merge(direct(tmp_path, budget=4), Counted())
+    assert (len(seen), result.status) == (3, "complete")
+    assert merged.optimizer is None
 
 
 def elsewhere(directory, **given):
