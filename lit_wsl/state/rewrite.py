@@ -114,7 +114,7 @@ def restore(entry: Path) -> None:
     """Bring back the file, or the shards of the index, that a change in place kept.
 
     Raises:
-        CheckpointError: If nothing was kept, or it cannot be put in place.
+        CheckpointError: If nothing was kept, it is damaged, or it cannot be put in place.
     """
     kept = backup_of(entry)
     if not kept.is_file():
@@ -126,6 +126,8 @@ def restore(entry: Path) -> None:
             file.unlink(missing_ok=True)
     except OSError as error:
         raise CheckpointError(f"{entry} could not be restored ({error.strerror}) from {kept}; try again.") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{entry} or its backup {kept} is no index ({error}); download one of them.") from error
 
 
 def _replace_file(layout: Layout, names: Mapping[str, str], *, backup: bool, progress: Progress | None) -> None:

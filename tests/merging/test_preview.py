@@ -57,3 +57,18 @@ def test_the_memory_follows_the_dtype_and_the_workers_that_there_are(spec):
     alone = preview(MergeSpec(**spec, threads=1)).memory
     assert preview(MergeSpec(**spec, threads=4)).memory == alone
     assert preview(MergeSpec(**spec, threads=1, compute_dtype="float64")).memory == 2 * alone
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"rank": 4, "energy": 0.9}, "`rank` and `energy` changed nothing: the output is of format `model`."),
+        ({"output_format": "delta", "rank": 4}, "`rank` changed nothing: the output is of format `delta`."),
+        ({"output_format": "delta", "dtype": "bfloat16"}, None),
+        ({}, None),
+    ],
+)
+def test_settings_that_change_nothing_are_told(tmp_path, caplog, spec, fields, named):
+    merge(**spec, **fields, output=tmp_path / "out")
+    told = [record.getMessage() for record in caplog.records if "changed nothing" in record.getMessage()]
+    assert told == ([] if named is None else [named])

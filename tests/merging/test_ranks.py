@@ -1,17 +1,19 @@
 """Merges that several processes of one launch share: the bytes of one process, whatever their number."""
 
+import errno
 import hashlib
 import os
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import CheckpointError, ConfigError
 from lit_wsl.merging import merge
 from lit_wsl.merging.ranks import Ranks
 from lit_wsl.state.reader import TensorInfo
@@ -123,3 +125,26 @@ def test_shares_are_whole_files_of_about_one_size():
     single = [Ranks(rank, 2).share([list(infos)], infos) for rank in range(2)]
     loads = [sum(infos[name].nbytes for name in share) for share in single]
     assert abs(loads[0] - loads[1]) <= 8
+
+
+def test_the_others_hear_of_an_output_that_cannot_be_published(tmp_path, monkeypatch):
+    base, *tuned = random_states(tmp_path, 2)
+    heard = []
+
+    class Leading(Ranks):
+        def collected(self, value):
+            heard.append(value)
+            return [value]
+
+    @contextmanager
+    def launched(*, distributed):
+        yield Leading()
+
+    def refuse(*paths):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("lit_wsl.merging.run.launched_ranks", launched)
+    monkeypatch.setattr("lit_wsl.state.publish._swap", refuse)
+    with pytest.raises(CheckpointError, match="could not be written"):
+        merge(models=tuned, base=base, method="linear", output=tmp_path / "out")
+    assert "could not be written" in heard[-1]

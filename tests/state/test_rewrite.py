@@ -206,3 +206,15 @@ def test_shards_that_differ_in_a_mark_alone_keep_it(tmp_path):
         file.touch()
     made = [tmp_path / "m.r1.r1.safetensors", tmp_path / "m.r2.r1.safetensors"]
     assert list(rewrite._free_names(wanted).values()) == made
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}'])
+@pytest.mark.parametrize("is_backup", [True, False], ids=["backup", "index"])
+def test_a_damaged_index_is_not_restored(tmp_path, text, is_backup):
+    index = save_shards(tmp_path)
+    replace(Layout.of(index), NAMES, backup=True)
+    (backup_of(index) if is_backup else index).write_text(text)
+    before = files(tmp_path)
+    with pytest.raises(CheckpointError, match="is no index"):
+        restore(index)
+    assert files(tmp_path) == before
