@@ -35,7 +35,7 @@ class Family:
 
 _SUM = [0.3, 0.4, 0.5, 0.6]
 """Factors on a sum of task vectors."""
-_MEAN = [0.7, 1.0, 1.4, 2.0]
+_MEAN = [0.5, 0.7, 1.0, 1.4, 2.0]
 """Factors on a mean of the sources that agree in sign, whatever their number."""
 _VARIANTS = {"optimizer.params.variant": ["task_wise", "tensor_wise"]}
 """One coefficient a task, or one for every parameter of the model."""
