@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from lit_wsl.tensors.rng import CounterRng
 from lit_wsl.tensors.sparsify import (
     MagnitudeSelector,
+    drop,
     drop_and_rescale,
     keep_above,
+    keep_between,
     keep_top_magnitude,
     kept_count,
     magnitude_threshold,
@@ -107,3 +109,35 @@ def test_dropping_a_block_equals_the_block_of_the_whole():
     parts = [drop_and_rescale(x[i : i + 77], 0.6, CounterRng(3), "w", i) for i in range(0, 1000, 77)]
     assert torch.equal(torch.cat(parts), whole)
     assert np.array_equal(whole.numpy() != 0, CounterRng(3).keep_mask("w", 0.4, x).numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("low", "high"), [(0.0, math.inf), (0.5, math.inf), (0.0, 1.5), (0.5, 1.5), (1.0, 1.0)])
+def test_entries_between_two_magnitudes_stay_with_those_that_equal_the_ends(dtype, low, high):
+    x = (torch.arange(-8, 9) / 4).to(dtype)
+    before = x.clone()
+    found = keep_between(x, low, high)
+    assert found.tolist() == [v if low <= abs(v) <= high else 0.0 for v in x.tolist()]
+    assert found.dtype == dtype
+    assert torch.equal(x, before)
+
+
+def test_float64_is_compared_as_float32():
+    """A magnitude that float32 rounds to the threshold stays."""
+    x = torch.tensor([0.1, -0.1, 0.1 - 1e-12, 0.0999], dtype=torch.float64)
+    threshold = magnitude_threshold(x, 0.5)
+    assert keep_above(x, threshold).tolist() == [*x[:3].tolist(), 0.0]
+    assert keep_between(x, 0.0, threshold).tolist() == x.tolist()
+
+
+def test_dropping_begins_at_the_first_element():
+    x, rng = torch.randn(300), CounterRng(2)
+    assert torch.equal(drop(x, 0.4, rng, "l"), drop(x, 0.4, rng, "l", 0))
+    assert torch.equal(drop(x, 0.4, rng, "l")[100:], drop(x[100:], 0.4, rng, "l", 100))
+    torch.testing.assert_close(drop(x, 0.4, rng, "l") / 0.6, drop_and_rescale(x, 0.4, rng, "l"))
+
+
+def test_a_threshold_of_a_long_tensor_takes_a_second_pass(monkeypatch):
+    monkeypatch.setattr("lit_wsl.tensors.ranking._SAMPLE", 50)
+    x = torch.randn(2000)
+    assert magnitude_threshold(x, 0.3) == kth_magnitude(x.numpy(), 600)
