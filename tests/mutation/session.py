@@ -9,7 +9,7 @@ import resource
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,11 +38,10 @@ class Baseline:
     tests: dict[str, dict[int, set[int]]]
     """Places of the tests that run each line, by file."""
 
-    def tests_of(self, path: str, lines: range) -> set[int]:
-        """The tests that run some of these lines; where none is known to, all that run the file."""
+    def tests_of(self, path: str, lines: Iterable[int] | None = None) -> set[int]:
+        """The tests that are known to run some of these lines, or any of a file."""
         by_line = self.tests.get(path, {})
-        found = set().union(*(by_line.get(line, ()) for line in lines))
-        return found or set().union(*by_line.values())
+        return set().union(*(by_line.get(line, ()) for line in (by_line if lines is None else lines)))
 
 
 @dataclass
@@ -72,13 +71,16 @@ class Mutation:
         module = importlib.import_module(f"{ROOM}.{name}")
         path = str(module.__file__)
         started, tally = _cpu(), defaultdict[str, int](int)
+        # Lines that run in a fork of a test, or when the module is imported, are not told.
+        own = {at for at, item in enumerate(items) if item.path.name == f"test_{name}.py"}
+        known = baseline.tests_of(path)
         for number, mutant in enumerate(mutants_of(Path(path).read_text(), name, path)):
             if number % self.every or self.only not in mutant.name:
                 continue
             if mutant.name in self.known:
                 self.outcomes[mutant.name] = self.known[mutant.name]
                 continue
-            chosen = self._in_order(baseline.tests_of(path, mutant.lines), items, baseline)
+            chosen = self._in_order(baseline.tests_of(path, mutant.lines) or own | known, items, baseline)
             outcome = _outcome(partial(_attack, module, mutant, items, chosen, baseline.seconds), chosen, baseline)
             tally[outcome] += 1
             self.outcomes[mutant.name] = outcome

@@ -115,6 +115,9 @@ def test_limits_at_the_ends():
     assert rng.below("d", 0, 50).tolist() == [False] * 50
     mixed = rng.below("d", np.array([0, 2**32] * 25), 50)
     assert mixed.tolist() == [False, True] * 25
+    numbers = np.array([round(uniform_number(3, "d", i) * 2**32) for i in range(50)], dtype=np.int64)
+    numbers[7] = 2**32
+    assert np.flatnonzero(rng.below("d", numbers, 50)).tolist() == [7]
     assert rng.below("d", np.empty(0, np.int64), 0).tolist() == []
     assert [limit_of(p) for p in (-0.5, 0.0, 0.25, 1.0, 1.5)] == [0, 0, 2**30, 2**32, 2**32]
     assert limit_of(2**-33 * 1.01) == 1

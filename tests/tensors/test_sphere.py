@@ -89,13 +89,14 @@ def test_the_mean_is_where_the_tangents_balance_at_the_mean_length():
     assert max(map(abs, balance)) < 1e-10
 
 
+@pytest.mark.parametrize("steps", [1, 50])
 @pytest.mark.parametrize("zeros", [[0], [0, 2], [0, 1, 2]], ids=str)
-def test_a_zero_has_no_direction_and_counts_for_the_length(zeros):
+def test_a_zero_has_no_direction_and_counts_for_the_length(zeros, steps):
     vectors = torch.randn(3, 6, dtype=F64) + torch.arange(6)
     vectors[zeros] = 0.0
     shares = torch.tensor([0.5, 0.2, 0.3], dtype=F64)
-    expected = torch.tensor(averages.karcher(vectors.tolist(), shares.tolist(), 50), dtype=F64)
-    torch.testing.assert_close(combined(vectors, karcher_mean(inner(vectors), shares, 50)), expected)
+    expected = torch.tensor(averages.karcher(vectors.tolist(), shares.tolist(), steps), dtype=F64)
+    torch.testing.assert_close(combined(vectors, karcher_mean(inner(vectors), shares, steps)), expected)
 
 
 def test_a_share_of_zero_counts_for_nothing():
@@ -135,3 +136,25 @@ def test_a_step_shorter_than_the_tolerance_is_the_last(monkeypatch, tolerance, s
     exact = karcher_mean(inner(vectors), shares, 60)
     error = float((combined(vectors, found) - combined(vectors, exact)).norm() / combined(vectors, exact).norm())
     assert error < max(tolerance, 1e-3) / 2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("size", [0.01, 1.0, 100.0])
+def test_directions_all_over_the_sphere(steps, size):
+    """Some are more than a right angle away from the mean; sizes do not matter."""
+    vectors = size * torch.randn(5, 4, dtype=F64)
+    shares = torch.tensor([0.4, 0.2, 0.2, 0.1, 0.1], dtype=F64)
+    expected = torch.tensor(averages.karcher(vectors.tolist(), shares.tolist(), steps), dtype=F64)
+    found = combined(vectors, karcher_mean(inner(vectors), shares, steps))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9 * size)
+
+
+def test_rounding_takes_no_cosine_out_of_its_bounds():
+    """Parallel and opposite vectors of any digits; a mean of equal ones is that one."""
+    thirds = torch.full((3,), 1 / 3, dtype=F64)
+    for _ in range(100):
+        vector = torch.randn(7, dtype=F64)
+        for factor in (3.0, -3.0):
+            assert arc(inner(torch.stack([vector, factor * vector])), 0.3).tolist() == [0.7, 0.3]
+        equal = torch.stack([vector, vector, vector])
+        torch.testing.assert_close(combined(equal, karcher_mean(inner(equal), thirds, 3)), vector)
