@@ -67,7 +67,7 @@ def recent_runs(layout: RunLayout, most: int = MOST_RECENT, split: str | None = 
         what = "no run with results" if everything else "no run"
         raise CheckpointError(
             f"There is {what} in {layout.root / MERGED}; `lit-wsl merge --evaluate` makes one, "
-            "`--artifacts-dir` looks elsewhere."
+            "`--artifacts_dir` looks elsewhere."
         )
     kept = runs[:most] if most > 0 else runs
     return Chosen(kept, reasons, len(runs) - len(kept))
