@@ -16,8 +16,10 @@ from typing import Any
 from lit_wsl.cli.main import run
 from lit_wsl.errors import LitWslError
 
-SECONDS = 40
-"""A case takes milliseconds; what takes this long on a busy machine hangs."""
+COMPUTING = 30.0
+"""Seconds of the processor, whatever else the machine does: a case takes milliseconds, a short training one second."""
+WAITING = 400.0
+"""Seconds of the clock, for what waits and does not compute."""
 LONGEST = 6000
 """Letters of a message; some names here have 5000."""
 ONE_LINE_A_TENSOR = ("compare", "extract-lora")
@@ -172,22 +174,26 @@ def _audited(allowed: str) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """A limit on time and on memory."""
+    """A limit on the time of the processor, on that of the clock, and on memory."""
 
     def late(*_: object) -> None:
         raise Hung
 
-    former = signal.signal(signal.SIGALRM, late)
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, COMPUTING), (signal.SIGALRM, signal.ITIMER_REAL, WAITING))
+    former = [signal.signal(number, late) for number, _, _ in timers]
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
-    signal.alarm(SECONDS)
+    for _, timer, seconds in timers:
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
+        for _, timer, _ in timers:
+            signal.setitimer(timer, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, former)
+        for (number, _, _), handler in zip(timers, former, strict=True):
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
