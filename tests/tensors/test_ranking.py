@@ -143,7 +143,7 @@ def test_short_streams_cut_anywhere_find_what_a_sort_finds(kind, cuts, of_nonzer
             whole.add(part)
         if whole.end_pass():
             break
-    assert len(told) in (2, 4)
+    assert len(told) == 2 or (len(told) == 4 and ranking._WITHIN < SMALL)
     assert whole.values == expected(x, ranks)
     assert whole.entries == SMALL
     assert len(told) == 4 or told[-1] == counted
