@@ -89,7 +89,9 @@ def effective_params(spec: MergeSpec) -> dict[str, Any]:
 def _metadata(config: MergeConfig, spec: MergeSpec) -> dict[str, Any]:
     whole = config.to_dict()
     names = ("merge_mode", "lambda_policy", "transforms", "optimizer", "rules", "include", "exclude", "base")
-    return {**{name: whole[name] for name in names}, "spec": spec.to_dict()}
+    told = {**{name: whole[name] for name in names}, "spec": spec.to_dict()}
+    learned = config.learned_from
+    return told if learned is None else {**told, "optimizer": learned.get("optimizer"), "learned_from": learned}
 
 
 def _inputs(spec: MergeSpec) -> dict[str, str]:

@@ -242,7 +242,8 @@ class CoefficientLearner(LightningModule):
 
     def learned(self) -> MergeConfig:
         """The merge by the present coefficients."""
-        values = {**self.merge.to_dict(), **self.coefficients.merge_fields(), "optimizer": None, "lambda_policy": None}
+        dropped = dict.fromkeys(("optimizer", "lambda_policy", "learned_from"))
+        values = {**self.merge.to_dict(), **self.coefficients.merge_fields(), **dropped}
         return MergeConfig(**values)
 
     def _differentiated(self, task: str, batch: Mapping[str, Any], leaf: Tensor) -> tuple[TaskLoss, Tensor]:

@@ -21,7 +21,7 @@ from lit_wsl.learning.history import LearningHistory
 from lit_wsl.learning.learner import CoefficientLearner, task_names
 from lit_wsl.learning.options import EmptyCache, make_data, make_learner, make_plateau, tf32, trainer_options
 from lit_wsl.learning.params import FreeParams, LearnerParams, read_params
-from lit_wsl.learning.saving import MERGE, PROVENANCE, write_learned
+from lit_wsl.learning.saving import MERGE, PROVENANCE, origin_of, write_learned
 from lit_wsl.learning.stopping import Plateau
 from lit_wsl.merging.config import MergeConfig, config_of
 from lit_wsl.runs.identity import content_hash, hash_inputs
@@ -80,8 +80,10 @@ def learn_merge(config: MergeConfig, *, layout: RunLayout | None = None, directo
     with locked(home / "run"):
         learn = _Run(kind, layout or RunLayout())
         if isinstance(params, FreeParams) and params.tree is not None:
-            return learn_tree(config, kind, params, home, learn)
-        return learn(config, params, home)
+            found = learn_tree(config, kind, params, home, learn)
+        else:
+            found = learn(config, params, home)
+    return replace(found, config=replace(found.config, learned_from=origin_of(kind, asdict(params), home)))
 
 
 def learner_of(config: MergeConfig) -> tuple[str, LearnerParams]:

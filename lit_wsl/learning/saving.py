@@ -18,6 +18,18 @@ from lit_wsl.state.publish import check_writable
 MERGE, PROVENANCE, PICTURE = "merge.yaml", "learning.json", "coefficients.png"
 
 
+def origin_of(kind: str, params: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """What a merge says of the run that learned it, and by which its own runs are named.
+
+    Args:
+        kind: Name of the optimizer.
+        params: Its parameters.
+        directory: Files of the run.
+    """
+    named = {name: params[name] for name in ("variant", "plus_plus") if params.get(name)}
+    return {"optimizer": {"type": kind, "params": named}, "run": str(directory)}
+
+
 def write_learned(learner: CoefficientLearner, provenance: Mapping[str, Any], directory: Path) -> None:
     """Write the merge by the present coefficients; the provenance comes last, by which a run is known as finished.
 
@@ -44,7 +56,9 @@ def write_learned(learner: CoefficientLearner, provenance: Mapping[str, Any], di
         "versions": {"lit_wsl": lit_wsl.__version__, "torch": torch.__version__, "lightning": lightning.__version__},
     }
     save(coefficient_plot(module.rows, learner.merge.source_tasks, module.values()), directory / PICTURE)
-    write_text(directory / MERGE, yaml.safe_dump(learner.learned().to_dict(), sort_keys=False, allow_unicode=True))
+    origin = origin_of(learner.name, provenance.get("params") or {}, directory)
+    merge = {**learner.learned().to_dict(), "learned_from": origin}
+    write_text(directory / MERGE, yaml.safe_dump(merge, sort_keys=False, allow_unicode=True))
     write_json(directory / PROVENANCE, told)
 
 

@@ -48,6 +48,8 @@ class MergeConfig(MergeSpec):
     """What can be evaluated, and the adapter of each task: a mapping, or the path of a YAML file with one."""
     post_sweep_eval: dict[str, Any] | None = None
     """Evaluate the best point of a sweep once more, on another `split` or other `eval_tasks`."""
+    learned_from: dict[str, Any] | None = None
+    """What found the coefficients, as learning writes it down: the `optimizer`, and the directory of its `run`."""
 
     def __post_init__(self) -> None:
         if self.split is None:
@@ -57,6 +59,8 @@ class MergeConfig(MergeSpec):
             object.__setattr__(self, "optimizer", read_part(OptimizerSpec, given, "optimizer"))
         super().__post_init__()
         _check_search(self.search)
+        if self.learned_from is not None:
+            read_part(OptimizerSpec, self.learned_from.get("optimizer") or {}, "learned_from.optimizer")
 
     def to_merge_spec(self) -> MergeSpec:
         """The merge alone, with task names replaced by the paths of their adapters.

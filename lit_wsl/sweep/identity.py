@@ -35,6 +35,7 @@ _NOT_OF_STUDY = (
     "shard_size",
     "save_merged",
     "post_sweep_eval",
+    "learned_from",
     "search",
 )
 

@@ -30,7 +30,7 @@ def at_point(config: MergeConfig, params: Params) -> MergeConfig:
     values = config.to_dict()
     for name, value in params.items():
         _put(values, path_of(config, name), value, name)
-    values["search"] = values["post_sweep_eval"] = None
+    values["search"] = values["post_sweep_eval"] = values["learned_from"] = None
     if config.optimizer is not None and config.optimizer.type == "bayes":
         values["optimizer"] = None
     return MergeConfig(**values)

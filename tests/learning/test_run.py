@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +13,17 @@ import yaml
 
 from lit_wsl.cli.main import run as main
 from lit_wsl.errors import ConfigError, MergeError
+from lit_wsl.evaluation import evaluate_merge
+from lit_wsl.evaluation.tasks import make_evaluator
 from lit_wsl.learning.replay import at_checkpoint, kept_checkpoint
 from lit_wsl.learning.run import learn_merge
 from lit_wsl.merging import merge_state_dict
-from lit_wsl.merging.config import MergeConfig
+from lit_wsl.merging.config import MergeConfig, load_merge_config
 from lit_wsl.runs import RunLayout
 from lit_wsl.state.reader import open_state
 from lit_wsl.sweep import run_sweep
 from lit_wsl.sweep.objective import MergeObjective
+from lit_wsl.sweep.paths import at_point
 from tests.learning.learning import merge_of
 from tests.processes import ROOT
 
@@ -237,6 +241,20 @@ def test_a_sweep_learns_at_every_point_once_a11_3(pair, bert_dir, layout):
     assert [one.score is not None for one in result.records] == [True, True]
     runs = list((layout.root / "merged" / "weighted_delta_n").glob("*/learning/*/learning.json"))
     assert sorted(json.loads(run.read_text())["params"]["lr"] for run in runs) == [0.01, 0.1]
+
+
+def test_a_run_of_what_was_learned_leads_to_how_it_was_learned(config, layout, pair):
+    found = learn_merge(config, layout=layout)
+    evaluator = make_evaluator(pair.tasks, config.base)
+    run = evaluate_merge(found.config, evaluator, layout, confusion=False).run
+    assert run.name.startswith("run_adamerging_layer_wise_")
+    told = json.loads((run / "merge_metadata.json").read_text())
+    assert told["optimizer"] == {"type": "adamerging", "params": {"variant": "layer_wise"}}
+    assert (Path(told["learned_from"]["run"]) / "learning.json").is_file()
+    assert load_merge_config(run / "config.yaml").learned_from == told["learned_from"]
+    assert load_merge_config(found.directory / "merge.yaml").learned_from == told["learned_from"]
+    assert learn_merge(config, layout=layout).config == found.config, "taken up"
+    assert at_point(found.config, {"dtype": "float32"}).learned_from is None, "a point of a sweep is another merge"
 
 
 def test_fit_learns_by_the_shipped_configuration(pair, bert_dir, tmp_path, monkeypatch, capsys):

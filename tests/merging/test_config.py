@@ -167,6 +167,7 @@ SIMPLE = {
     "output_dir": (None, "runs/here", [3, ""]),
     "compute_missing_interference_baselines": (True, False, ["no", None]),
     "post_sweep_eval": (None, {"split": "test"}, ["test"]),
+    "learned_from": (None, {"optimizer": {"type": "gradient"}, "run": "there"}, ["there"]),
 }
 
 
@@ -178,6 +179,11 @@ def test_defaults_values_and_wrong_types(tmp_path, name):
     assert getattr(loaded(tmp_path, **{name: other}), name) == other
     for value in wrong:
         refused(tmp_path, f"`{name}`", **{name: value})
+
+
+def test_what_found_the_coefficients_is_an_optimizer(tmp_path):
+    refused(tmp_path, "`learned_from.optimizer` must be a mapping", learned_from={"optimizer": 3})
+    refused(tmp_path, "Did you mean 'gradient'?", learned_from={"optimizer": {"type": "gradeint"}})
 
 
 def test_a_search_chooses_on_validation_rows_unless_told_otherwise(tmp_path):
