@@ -1,17 +1,13 @@
 """Options and files of options, which every parser reads as YAML by a library in C that has no bound of its own."""
 
 import yaml
-from jsonargparse import get_loader, set_loader
 
-from lit_wsl.state.yaml_text import check_yaml_size
+from lit_wsl.state.yaml_text import bound_loader
 
 
 def bound_yaml() -> None:
-    """Let the parsers refuse what is nested too deeply, which would end the process, and bombs of aliases."""
-    load = get_loader("yaml")
+    """Let the parsers refuse what is nested too deeply, which would end the process, and bombs of aliases.
 
-    def load_bounded(text: str) -> object:
-        check_yaml_size(text)
-        return load(text)
-
-    set_loader("yaml", load_bounded, (yaml.YAMLError,))
+    A parser reads one text in several ways: as a file, as an option, as a part of either. All of them end in one class.
+    """
+    bound_loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader))

@@ -46,19 +46,34 @@ def read_yaml_documents(text: str) -> list[Any]:
         raise yaml.YAMLError(str(error)) from error
 
 
-def check_yaml_size(text: str) -> None:
-    """Refuse a text that another reader of YAML, such as one in C, might not survive.
+def bound_loader(loader: type[Any]) -> None:
+    """Let a class of PyYAML, also one in C, refuse what is nested too deeply, and aliases that amount to too much.
 
-    Raises:
-        yaml.YAMLError: If it is no YAML, is nested too deeply, or its aliases amount to too much.
+    The C library calls itself for every level, up to the end of the process. It asks the resolver, which is Python,
+    at each of them.
     """
-    if len(text) <= MOST_LEVELS:  # as many signs as levels at least, and no alias amounts to much
+    if hasattr(loader, "levels"):  # it is bound already
         return
-    try:
-        for _ in yaml.compose_all(text, Loader=_Loader):
-            pass
-    except RecursionError as error:
-        raise yaml.YAMLError("it is nested too deeply") from error
+    descend, ascend, single = loader.descend_resolver, loader.ascend_resolver, loader.get_single_node
+
+    def descend_resolver(self: Any, parent: Any, index: Any) -> None:
+        self.levels += 1
+        if self.levels > MOST_LEVELS + 1:  # a value stands one level below the list that holds it
+            raise yaml.YAMLError("it is nested too deeply")
+        descend(self, parent, index)
+
+    def ascend_resolver(self: Any) -> None:
+        self.levels -= 1
+        ascend(self)
+
+    def get_single_node(self: Any) -> Any:
+        node = single(self)
+        _count(node, {})
+        return node
+
+    loader.levels = 0
+    for method in (descend_resolver, ascend_resolver, get_single_node):
+        setattr(loader, method.__name__, method)
 
 
 def _count(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:

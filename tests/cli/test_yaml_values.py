@@ -22,3 +22,20 @@ def test_so_are_files_that_an_option_names(tmp_path, capsys):
     file.write_text(f"class_path: SequenceClassificationModule\ninit_args: {DEEP}")
     assert run(["fit", "--model", str(file)]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--model.labels", "--model", "--trainer.callbacks", "--seed_everything"])
+@pytest.mark.parametrize("text", [DEEP, "- " * 100_000 + "a"], ids=["brackets", "dashes"])
+def test_so_are_options(capsys, option, text):
+    assert run(["fit", option, text]) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert len(told) < 3000
+
+
+def test_so_are_texts_in_a_file(tmp_path, capsys):
+    """A text in quotes is read once more, as an option is."""
+    file = tmp_path / "options.yaml"
+    file.write_text(f"model:\n  class_path: SequenceClassificationModule\n  init_args: {{labels: '{DEEP}'}}")
+    assert run(["fit", "--config", str(file)]) == 2
+    assert "Traceback" not in capsys.readouterr().err

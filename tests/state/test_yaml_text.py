@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from lit_wsl.state.yaml_text import read_yaml, read_yaml_documents
+from lit_wsl.state.yaml_text import bound_loader, read_yaml, read_yaml_documents
 
 BOMB = "\n".join(
     ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)), "models: *a8"]
@@ -37,3 +37,18 @@ def test_what_is_read():
     assert read_yaml("a: &a [1, 2]\nb: [*a, *a]") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
     assert read_yaml("[" * 100 + "]" * 100)
     assert read_yaml_documents("a: 1\n---\nb: 2") == [{"a": 1}, {"b": 2}]
+
+
+@pytest.mark.parametrize("parent", [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)])
+def test_a_loader_of_another_is_bound(parent):
+    class Loader(parent):
+        pass
+
+    bound_loader(Loader)
+    for text in ("[" * 100_000, "[" * 101 + "]" * 101, "- " * 100_000 + "a", '{"a":' * 100_000):
+        with pytest.raises(yaml.YAMLError, match="nested too deeply"):
+            yaml.load(text, Loader)
+    with pytest.raises(yaml.YAMLError, match="too many entries"):
+        yaml.load(BOMB, Loader)
+    assert yaml.load("[" * 100 + "]" * 100, Loader) == yaml.safe_load("[" * 100 + "]" * 100)
+    assert yaml.load("a: &a [1, {b: 2}]\nc: *a", Loader) == {"a": [1, {"b": 2}], "c": [1, {"b": 2}]}
