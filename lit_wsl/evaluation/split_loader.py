@@ -66,12 +66,13 @@ def _part(loader: Any, task: Task, split: Split, subset: SubsetSpec, cache: Subs
     )
 
 
-def classes_of(dataset: Any, column: str | None) -> list[Hashable]:
+def classes_of(dataset: Any, column: str | None, what: str = "A stratified subset") -> list[Hashable]:
     """The class of every row of a dataset.
 
     Args:
         dataset: Rows by index: mappings, or tuples whose last entry is the class.
         column: Name of the class in a mapping.
+        what: What needs the classes, for the message.
 
     Raises:
         ConfigError: If no class can be found.
@@ -83,7 +84,7 @@ def classes_of(dataset: Any, column: str | None) -> list[Hashable]:
         return [_plain_class(row[column]) for row in rows]
     if column is None and all(isinstance(row, tuple | list) and row for row in rows):
         return [_plain_class(row[-1]) for row in rows]
-    raise ConfigError("A stratified subset needs the class of every row; give `label_column`, a key that rows have.")
+    raise ConfigError(f"{what} needs the class of every row; give `label_column`, a key that rows have.")
 
 
 def _plain_class(value: Any) -> Hashable:

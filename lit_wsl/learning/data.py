@@ -112,7 +112,8 @@ class MergeTaskData(LightningDataModule):
         dataset: Any = loader.dataset
         weights = None
         if self.sampling.needs_classes(name):
-            weights = self.sampling.weights(name, classes_of(dataset, self.tasks[name].label_column))
+            what = f"Task {name!r}: `sampling` by {self.sampling.of(name)!r}"
+            weights = self.sampling.weights(name, classes_of(dataset, self.tasks[name].label_column, what))
         sampler = EndlessRows(len(dataset), self.batch_size, batches, f"{self.seed}/{name}", weights, rank, world)
         return resumable_loader(
             dataset, sampler=sampler, batch_size=self.batch_size, collate_fn=loader.collate_fn, **self._options

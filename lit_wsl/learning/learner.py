@@ -183,7 +183,13 @@ class CoefficientLearner(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss of every task over all rows, and the objective of these losses."""
-        losses = across_ranks([(mean_of(found), None) for found in self._validated.values()]).losses
+        parts: list[tuple[TaskLoss, Tensor | None]] = []
+        for task, found in self._validated.items():
+            try:
+                parts.append((mean_of(found), None))
+            except DataError as error:
+                raise DataError(f"Task {task!r}: {error}") from error
+        losses = across_ranks(parts).losses
         values = dict(zip(self.tasks, losses.tolist(), strict=True))
         self.log_dict({f"val/loss/{task}": value for task, value in values.items()})
         if self.is_prepared:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_wsl.errors import MergeError
+from lit_wsl.errors import DataError, MergeError
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,13 @@ class TaskLoss:
 
 
 def mean_of(losses: Sequence[TaskLoss]) -> TaskLoss:
-    """The loss of several batches as if they were one."""
+    """The loss of several batches as if they were one.
+
+    Raises:
+        DataError: If there is none.
+    """
+    if not losses:
+        raise DataError("it has no rows to measure; name a split that has some.")
     count = sum(loss.count for loss in losses)
     total = torch.stack([loss.mean.detach().to(_widest(loss.mean)) * loss.count for loss in losses]).sum()
     return TaskLoss(total / count, count)

@@ -24,6 +24,7 @@ from lit_wsl.learning.params import FreeParams, LearnerParams, read_params
 from lit_wsl.learning.saving import MERGE, PROVENANCE, origin_of, write_learned
 from lit_wsl.learning.stopping import Plateau
 from lit_wsl.merging.config import MergeConfig, config_of
+from lit_wsl.merging.parameters import spelled
 from lit_wsl.runs.identity import content_hash, hash_inputs
 from lit_wsl.runs.layout import RunLayout
 from lit_wsl.runs.strict import read_mapping
@@ -39,8 +40,22 @@ HISTORY, CHECKPOINT = "history.jsonl", "last.ckpt"
 """What a run leaves besides what was learned: every update, and a checkpoint to go on from."""
 CHECKPOINTS = "checkpoints"
 """Folder of those that held-out measurements keep."""
-_DECISIVE = ("transforms", "include", "exclude", "merge_mode", "mismatch", "optimizer")
-"""Fields that coefficients depend on, besides sources, base and rows."""
+_DECISIVE = ("transforms", "include", "exclude", "merge_mode", "mismatch")
+"""Fields that coefficients depend on, besides sources, base, rows and the optimizer."""
+_UNDECISIVE = frozenset(
+    {
+        *("progress_bar", "logging_steps", "print_coefficients_pre_eval", "save_metadata_pre_eval"),
+        *(
+            "entropy_debug_stats",
+            "entropy_debug_steps",
+            "empty_cache_interval",
+            "checkpoint_every",
+            "resume_checkpoint",
+        ),
+        *("dataloader_num_workers", "dataloader_pin_memory", "non_blocking_transfer"),
+    }
+)
+"""Parameters of optimizers that no coefficient depends on: with other values it is the same run, which goes on."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +167,15 @@ def _learn(
 
 
 def _fit(trainer: Trainer, learner: CoefficientLearner, data: Any, resumed: Path | None) -> None:
-    """Run the Trainer, which on Ctrl-C exits the process in a way of its own."""
+    """Run the Trainer, which on Ctrl-C exits the process in a way of its own, and after an error leaves all open."""
     try:
         trainer.fit(learner, datamodule=data, ckpt_path=resumed, weights_only=True)
     except SystemExit as error:
         if trainer.state.status == TrainerStatus.INTERRUPTED:
             raise KeyboardInterrupt from error
         raise
+    finally:
+        learner.live.close()
     if trainer.state.status == TrainerStatus.INTERRUPTED:
         raise KeyboardInterrupt
 
@@ -252,6 +269,9 @@ def run_directory(config: MergeConfig, kind: str, params: LearnerParams, layout:
     spec = config.to_merge_spec()
     sources = hash_inputs([*spec.sources, *filter(None, [spec.base])])
     content = {key: value for key, value in config.to_dict().items() if key in _DECISIVE}
+    given = config.optimizer.params if config.optimizer is not None else {}
+    decisive = {name: value for name, value in given.items() if spelled(name) not in _UNDECISIVE}
+    content["optimizer"] = {"type": kind, "params": decisive}
     identity = content_hash([content, list(sources.values()), rows])[:12]
     home = layout.home(METHOD, config.source_tasks)
     if config.output_dir is not None:

@@ -248,7 +248,7 @@ def test_layers_that_torch_fuses_are_not_bypassed():
         torch.testing.assert_close(gradient, found["functional_clone_legacy"])
 
 
-def test_the_base_can_wait_elsewhere_and_weights_be_summed_wider():
+def test_weights_can_be_summed_wider():
     model = _toy().bfloat16()
     deltas = _toy_deltas(model, 2, dense=False)
     rows = rows_of(deltas)
@@ -257,7 +257,7 @@ def test_the_base_can_wait_elsewhere_and_weights_be_summed_wider():
     for name, one in deltas.items():
         for source in range(2):
             expected[name] += float(c[0, source]) * one.whole(source, torch.device("cpu"), torch.float64)
-    with engine_class("merge_once")(model, deltas, rows.of, torch.float64, keep_base_on="cpu") as live:
+    with engine_class("merge_once")(model, deltas, rows.of, torch.float64) as live:
         live.merge(c)
         for entry in live.entries:
             assert torch.equal(entry.live.parameter, expected[entry.name].bfloat16())

@@ -314,6 +314,22 @@ def test_validation_tells_losses_over_all_rows(merge):
     assert logged["val/objective"] == pytest.approx(sum(logged[f"val/loss/{task}"] for task in NAMES) / 2)
 
 
+def test_a_task_without_rows_to_validate_on_is_named(merge):
+    learner = SuperMerge(merge)
+    learner.on_validation_start()
+    learner.on_validation_epoch_start()
+    with pytest.raises(DataError, match="Task 'praise': it has no rows to measure; name a split"):
+        learner.on_validation_epoch_end()
+
+
+def test_sampling_by_classes_that_rows_do_not_have_is_told(merge):
+    learner = SuperMerge(merge)
+    tasks = {"praise": replace(learner.task_objects["praise"], label_column="mood")}
+    data = MergeTaskData(tasks, sampling={"default": {"enabled": True, "strategy": "inverse"}})
+    with pytest.raises(ConfigError, match="Task 'praise': `sampling` by 'inverse' needs the class of every row"):
+        data.train_dataloader()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

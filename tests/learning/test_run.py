@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,10 @@ from lit_wsl.cli.main import run as main
 from lit_wsl.errors import ConfigError, MergeError
 from lit_wsl.evaluation import evaluate_merge
 from lit_wsl.evaluation.tasks import make_evaluator
+from lit_wsl.learning import run as run_module
+from lit_wsl.learning.params import AdaMergingParams
 from lit_wsl.learning.replay import at_checkpoint, kept_checkpoint
-from lit_wsl.learning.run import learn_merge
+from lit_wsl.learning.run import learn_merge, learner_of, run_directory
 from lit_wsl.merging import merge_state_dict
 from lit_wsl.merging.config import MergeConfig, load_merge_config
 from lit_wsl.runs import RunLayout
@@ -81,6 +83,39 @@ def test_a_finished_run_is_taken_up_as_it_is(config, layout):
     other = learn_merge(replace(config, optimizer={"type": "adamerging", "params": params}), layout=layout)
     assert other.directory != first.directory
     assert other.config.method_params != first.config.method_params
+
+
+def test_what_decides_nothing_makes_no_other_run(config, layout):
+    """A killed run that is watched when it goes on is the same run."""
+    kind, params = learner_of(config)
+    home = run_directory(config, kind, params, layout)
+    told = {"progress_bar": True, "logging_steps": 5, "resume_checkpoint": "last.ckpt", "checkpoint-every": 7}
+    for one in ({name: value} for name, value in told.items()):
+        assert run_directory(_with(config, **one), *learner_of(_with(config, **one)), layout) == home
+    assert {field.name for field in fields(AdaMergingParams)} >= run_module._UNDECISIVE
+    for one in ({"lr": 0.1}, {"log_alpha_grad_stats": False}):
+        assert run_directory(_with(config, **one), *learner_of(_with(config, **one)), layout) != home
+
+
+def test_an_exception_gives_the_backbone_back_as_it_was(config, layout, monkeypatch):
+    made = []
+
+    def fail(trainer, learner, **options):
+        learner.live.open(learner.coefficients.rows, learner.device)
+        learner.live.merge(learner.coefficients().detach())
+        made.append(learner.live)
+        raise RuntimeError("a callback fails")
+
+    monkeypatch.setattr(run_module.Trainer, "fit", fail)
+    with pytest.raises(RuntimeError, match="a callback fails"):
+        learn_merge(config, layout=layout)
+    (live,) = made
+    base = open_state(config.base)
+    own = dict(live.backbone.named_parameters())
+    assert all(torch.equal(own[name].cpu(), base.read(name)) for name in live.plan.merged if name in own)
+    assert set(live.plan.merged) & set(own)
+    with pytest.raises(MergeError, match="not open"):
+        live.state()
 
 
 def test_other_rows_are_another_run(config, layout, pair):

@@ -18,7 +18,7 @@ class MergeOnce(MergeEngine):
     """Weights are merged in place when the coefficients are others than before: once an update.
 
     Linear layers get the derivative from inputs and factors, other parameters and dense updates from the weight's own.
-    A copy of the base's weights is kept: on their device, or in the CPU's memory for ``keep_base_on="cpu"``.
+    A copy of the base's weights is kept on their device.
     """
 
     name = "merge_once"
@@ -29,11 +29,10 @@ class MergeOnce(MergeEngine):
         deltas: Mapping[str, ParameterDeltas],
         rows: Mapping[str, int],
         compute: torch.dtype | None = None,
-        keep_base_on: str | None = None,
     ) -> None:
         super().__init__(model, deltas, rows, compute)
         stored = {entry.name: entry.live.parameter.detach() for entry in self.entries}
-        self._base = {name: one.to(keep_base_on or one.device, copy=True) for name, one in stored.items()}
+        self._base = {name: one.clone() for name, one in stored.items()}
         self._merged: Tensor | None = None
 
     @torch.no_grad()
