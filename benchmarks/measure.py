@@ -4,12 +4,16 @@ import os
 import platform
 import statistics
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE_SECONDS = 0.01
+SAMPLE_SHARE = 0.05
+"""Share of the time that sampling may take: the kernel walks all pages of a process, which holds up its page faults."""
 PIECE_BYTES = 1 << 20
 
 
@@ -30,7 +34,8 @@ class Figures:
 def measure(command: Sequence[str | Path], environment: Mapping[str, str], log: Path) -> Figures:
     """Run a command to its end and watch it.
 
-    Memory is summed over the process and its children every ``SAMPLE_SECONDS``. The high-water mark that
+    Memory is summed over the process and its children every ``SAMPLE_SECONDS``, or less often where a sample takes
+    long, so that watching takes at most ``SAMPLE_SHARE`` of a core. The high-water mark that
     ``wait4`` reports is of no use: it starts at the size of the parent.
 
     Args:
@@ -46,21 +51,36 @@ def measure(command: Sequence[str | Path], environment: Mapping[str, str], log: 
         process = subprocess.Popen(  # returns when the program is loaded, so no sample sees the parent's memory
             list(map(str, command)), stdout=output, stderr=output, env={**os.environ, **environment}
         )
-        rss = anonymous = 0
-        while True:
-            done, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if done:
-                break
-            sampled = [_memory(pid) for pid in _tree(process.pid)]
-            rss = max(rss, sum(r for r, _ in sampled))
-            anonymous = max(anonymous, sum(a for _, a in sampled))
-            time.sleep(SAMPLE_SECONDS)
-        wall = time.perf_counter() - began
+        with _watched(process.pid) as peak:
+            _, status, usage = os.wait4(process.pid, 0)
+            wall = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         end = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         raise RuntimeError(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{end}")
-    return Figures(wall, usage.ru_utime + usage.ru_stime, rss, anonymous)
+    return Figures(wall, usage.ru_utime + usage.ru_stime, *peak)
+
+
+@contextmanager
+def _watched(pid: int) -> Iterator[list[int]]:
+    """Most memory of a process and its descendants, resident and anonymous, sampled from a thread."""
+    peak, over = [0, 0], threading.Event()
+
+    def watch() -> None:
+        pause = 0.0
+        while not over.wait(pause):
+            began = time.perf_counter()
+            sampled = [_memory(one) for one in _tree(pid)]
+            peak[:] = [max(most, sum(sizes)) for most, sizes in zip(peak, zip(*sampled, strict=True), strict=True)]
+            pause = max(SAMPLE_SECONDS, (time.perf_counter() - began) * (1 / SAMPLE_SHARE - 1))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
 
 
 def median(runs: Sequence[Figures]) -> Figures:
