@@ -251,8 +251,10 @@ def _tuned_norm(finding: Finding) -> float:
     change = finding.change
     assert change is not None
     # |d|^2 = |w|^2 + |w0|^2 - 2 c |w| |w0| has one root for an angle below 90 degrees and a small change.
-    inner = change.cosine * change.base_norm
-    return inner + math.sqrt(max(0.0, inner**2 - change.base_norm**2 + change.diff_norm**2))
+    largest = max(change.base_norm, change.diff_norm) or 1.0  # the square of a large norm is none
+    base, diff = change.base_norm / largest, change.diff_norm / largest
+    inner = change.cosine * base
+    return largest * (inner + math.sqrt(max(0.0, inner**2 - base**2 + diff**2)))
 
 
 def _write_metadata(report: ExtractionReport, comparison: Comparison, directory: Path) -> Path:

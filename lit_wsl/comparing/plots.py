@@ -144,7 +144,7 @@ def spectra(findings: Sequence[Finding]) -> Figure | None:
             continue
         kind = kind_of(one.name)
         panels.setdefault(kind, []).append((parse_name(one.name).layer, one.pattern))
-        weights[kind] = weights.get(kind, 0.0) + one.change.diff_norm**2
+        weights[kind] = math.hypot(weights.get(kind, 0.0), one.change.diff_norm)
     if not panels:
         return None
     kinds = sorted(panels, key=lambda kind: -weights[kind])[:MOST_PANELS]

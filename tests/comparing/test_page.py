@@ -120,6 +120,14 @@ def test_spectra_have_a_panel_for_each_kind_that_changed():
     assert {"q_proj (3)", "lm_head (1)"} <= set(texts)
 
 
+def test_spectra_stand_in_order_of_norms_whose_squares_overflow():
+    findings = [
+        replace(one, change=one.change and replace(one.change, diff_norm=1e200 * one.change.diff_norm))
+        for one in example("lora and head").findings
+    ]
+    assert _texts(spectra(findings)) == _texts(spectra(example("lora and head").findings))
+
+
 def test_shares_of_the_histogram_are_percent():
     texts = _texts(histogram(example("dense").findings, 1e-6))
     shares = [float(text) for text in texts if re.fullmatch(r"\d+\.\d", text)]
