@@ -72,7 +72,9 @@ class Learned:
     """Whether an earlier run had learned them already."""
 
 
-def learn_merge(config: MergeConfig, *, layout: RunLayout | None = None, directory: Path | None = None) -> Learned:
+def learn_merge(
+    config: MergeConfig, *, layout: RunLayout | None = None, directory: Path | None = None, wait: bool = False
+) -> Learned:
     """Learn the coefficients that a configuration's optimizer stands for.
 
     The same call takes up a finished run, and goes on with one that was killed. What is learned of a tree
@@ -82,6 +84,7 @@ def learn_merge(config: MergeConfig, *, layout: RunLayout | None = None, directo
         config: Sources, base, tasks and an optimizer that learns.
         layout: Where runs lie; default below ``artifacts``.
         directory: Files of this run; default by method, tasks and content.
+        wait: Whether to wait for another process that learns the same, and take up what it finds.
 
     Raises:
         ConfigError: If the optimizer or one of its parameters is unknown, or tasks are missing.
@@ -92,7 +95,7 @@ def learn_merge(config: MergeConfig, *, layout: RunLayout | None = None, directo
     home = directory or run_directory(config, kind, params, layout or RunLayout())
     params = with_own_folder(params, home)
     home.mkdir(parents=True, exist_ok=True)
-    with locked(home / "run"):
+    with locked(home / "run", wait=wait):
         learn = _Run(kind, layout or RunLayout())
         if isinstance(params, FreeParams) and params.tree is not None:
             found = learn_tree(config, kind, params, home, learn)

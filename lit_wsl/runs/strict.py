@@ -2,7 +2,6 @@
 
 import json
 import math
-import threading
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from datetime import date
@@ -11,9 +10,6 @@ from typing import Any
 
 from lit_wsl.errors import CheckpointError
 from lit_wsl.state.publish import published_file
-
-_WRITING = threading.Lock()
-"""Threads of one process would share a scratch file."""
 
 
 def plain(value: Any) -> Any:
@@ -59,7 +55,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         CheckpointError: If the file cannot be written; an earlier one is then untouched.
     """
-    with _WRITING, published_file(path) as partial:
+    with published_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 

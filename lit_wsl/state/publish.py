@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -109,25 +110,27 @@ def published_directory(target: Path, *, overwrite: bool = False, fingerprint: s
             raise
         except OSError as error:
             shutil.rmtree(scratch, ignore_errors=True)
-            raise CheckpointError(
-                f"{target} could not be written ({error.strerror or error}); nothing was published."
-            ) from error
+            raise CheckpointError(f"{_failed(target, error)}; nothing was published.") from error
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
 
 
 @contextmanager
-def locked(partial: Path) -> Iterator[None]:
+def locked(partial: Path, *, wait: bool = False) -> Iterator[None]:
     """The right to write ``partial``, held by this process alone.
 
+    Args:
+        partial: What is written.
+        wait: Whether to wait for another holder.
+
     Raises:
-        CheckpointError: If another process holds it, or the folder cannot be written.
+        CheckpointError: If another process holds it and there is no waiting, or the folder cannot be written.
     """
     path = partial.with_name(partial.name + ".lock")
     try:
         partial.parent.mkdir(parents=True, exist_ok=True)
-        lock = acquire_lock(path, wait=False)
+        lock = acquire_lock(path, wait=wait)
     except BlockingIOError:
         raise CheckpointError(
             f"Another process is writing {partial.with_suffix('')}; wait for it or choose another output."
@@ -167,6 +170,7 @@ def _swap(scratch: Path, target: Path, replaced: Path) -> None:
         if earlier:
             replaced.rename(target)
         raise
+    sync_folder(target.parent)
     if earlier:
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -176,32 +180,41 @@ def published_file(target: Path) -> Iterator[Path]:
     """Yield a scratch path beside ``target``; sync it and rename it over ``target`` only when the block ends well.
 
     A killed process or a power cut leaves the earlier file whole; its scratch file is removed by the next call. Of
-    several processes that write one file each writes its own; the last to finish wins.
+    several processes or threads that write one file each writes its own; the last to finish wins.
 
     Raises:
-        CheckpointError: If the file cannot be written.
+        CheckpointError: If the file cannot be written, or another cannot be read in the block.
     """
     target = target.resolve()
     if target.exists() and not target.is_file():
         raise CheckpointError(f"{target} is no regular file and is left alone; choose another.")
-    partial = target.with_name(f"{target.name}.{_HOST}.{os.getpid()}.partial")
+    partial = target.with_name(f"{target.name}.{_HOST}.{threading.get_native_id()}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_behind(target)
         yield partial
         _sync(partial)
         partial.replace(target)
-        _sync(target.parent)
     except OSError as error:
         with suppress(OSError):  # such as a parent that is a file
             partial.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{target} could not be written ({error.strerror or error}){untouched(target)}; "
-            "check the disk and the directory, or choose another."
+            f"{_failed(target, error)}{untouched(target)}; check the disk and the directory, or choose another."
         ) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    sync_folder(target.parent)
+
+
+def _failed(target: Path, error: OSError) -> str:
+    """What failed: to write the target, or to read another file for it."""
+    other, reason = error.filename, error.strerror or error
+    if not isinstance(other, str | os.PathLike):
+        return f"{target} could not be written ({reason})"
+    path = Path(other).absolute()
+    is_own = str(path).startswith(str(target)) or target.is_relative_to(path)
+    return f"{target} could not be written ({reason})" if is_own else f"{path} could not be read ({reason})"
 
 
 def untouched(target: Path) -> str:
@@ -233,9 +246,15 @@ def _remove_left_behind(target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Let the bytes of a file, or the names of a directory, reach the disk."""
+    """Let the bytes of a file, or the names in a folder, reach the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk, where the file system can; a rename in it has happened anyway."""
+    with suppress(OSError):
+        _sync(folder)

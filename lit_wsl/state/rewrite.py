@@ -14,7 +14,7 @@ from pathlib import Path
 from lit_wsl.errors import CheckpointError
 from lit_wsl.state.formats import ADAPTER_CONFIG, carry_files
 from lit_wsl.state.layout import Layout, named_files, read_index
-from lit_wsl.state.publish import locked, published_directory, published_file
+from lit_wsl.state.publish import locked, published_directory, published_file, sync_folder
 from lit_wsl.state.remap import copies
 from lit_wsl.state.safetensors import SafetensorsFile
 
@@ -122,6 +122,7 @@ def restore(entry: Path) -> None:
     try:
         later = named_files(entry) - named_files(kept) if entry.suffix == ".json" else set()
         kept.replace(entry)
+        sync_folder(entry.parent)
         for file in later:
             file.unlink(missing_ok=True)
     except OSError as error:
@@ -147,8 +148,13 @@ def _replace_shards(
     layout: Layout, index: Path, names: Mapping[str, str], *, backup: bool, progress: Progress | None
 ) -> None:
     """New shards stand beside the old ones until a new index names them."""
+    note = _note_of(index)
     _remove_left_behind(layout, index)
     made = _free_names(list(layout.shards))
+    with published_file(note) as partial:
+        partial.write_text(
+            json.dumps([file.relative_to(layout.folder).as_posix() for file in made.values()]), encoding="utf-8"
+        )
     try:
         weight_map = _write_shards(layout, names, made, layout.folder, progress)
         for file in made:
@@ -159,8 +165,9 @@ def _replace_shards(
         _write_index(index, weight_map, index)
     except BaseException:
         if not named_files(index) & set(made.values()):
-            _remove([*made.values(), *([backup_of(index)] if backup else [])])
+            _remove([*made.values(), *([backup_of(index)] if backup else []), note])
         raise
+    note.unlink(missing_ok=True)
     if not backup:
         _remove(layout.shards)
 
@@ -180,13 +187,28 @@ def _remove(files: Mapping[Path, list[str]] | list[Path]) -> None:
         file.unlink(missing_ok=True)
 
 
+def _note_of(index: Path) -> Path:
+    """Where the names of new shards stand until an index names them."""
+    return index.with_name(f"{index.name}.new")
+
+
+def _noted(index: Path) -> set[Path]:
+    """The shards that a killed rename had begun; none where its note cannot be read."""
+    try:
+        names = json.loads(_note_of(index).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return set()
+    return {index.parent / name for name in names if isinstance(name, str)} if isinstance(names, list) else set()
+
+
 def _remove_left_behind(layout: Layout, index: Path) -> None:
-    """Remove new shards of a killed rename, which no index names."""
+    """Remove new shards of a killed rename: those that it noted, and that no index names."""
     named = named_files(index) | (named_files(backup_of(index)) if backup_of(index).is_file() else set())
     stems = {file.parent / stem for file, stem in _stems(list(layout.shards)).items()}
-    for file in {found for stem in stems for found in stem.parent.glob("*.r*.safetensors")} - named:
+    for file in _noted(index) - named:
         if _VERSION.search(file.stem) and file.parent / _VERSION.sub("", file.stem) in stems:
             file.unlink(missing_ok=True)
+    _note_of(index).unlink(missing_ok=True)
 
 
 def _write_shards(

@@ -82,7 +82,7 @@ class MergeObjective:
         """The merge by coefficients that are learned."""
         from lit_wsl.learning.run import learn_merge  # most sweeps learn nothing
 
-        return learn_merge(config, layout=self.layout).config
+        return learn_merge(config, layout=self.layout, wait=True).config
 
     @cached_property
     def tasks(self) -> list[str]:

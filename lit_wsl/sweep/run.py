@@ -1,5 +1,6 @@
 """Run a sweep: begin or join its study, measure points, say what was found, and keep the best."""
 
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -112,7 +113,7 @@ def run_sweep(
     if elsewhere is not None and post_objective is None:
         post_objective = _merging(elsewhere, layout, keep=True)
     directory = sweeps_dir(config, layout)
-    name = study_name(config, str(getattr(objective, "identity", "")))
+    name = study_name(config, str(_told_by(objective, "identity", "")))
     job = Job(
         name,
         place_of(settings.storage, directory),
@@ -146,7 +147,13 @@ def sweeps_dir(config: MergeConfig, layout: RunLayout) -> Path:
 
 
 def _tasks(config: MergeConfig, objective: Objective) -> list[str]:
-    return list(getattr(objective, "tasks", config.evaluated_tasks))
+    return list(_told_by(objective, "tasks", config.evaluated_tasks))
+
+
+def _told_by(objective: Objective, name: str, default: Any) -> Any:
+    """An attribute that an objective may have; an error in a property that it has is that error."""
+    missing = object()
+    return default if inspect.getattr_static(objective, name, missing) is missing else getattr(objective, name)
 
 
 def _share(count: int) -> int:

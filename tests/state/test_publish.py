@@ -1,12 +1,14 @@
 """Publishing a directory leaves alone what is not ours."""
 
+import threading
 from pathlib import Path
 
 import pytest
 
 from lit_wsl.errors import CheckpointError
+from lit_wsl.state import publish as publish_module
 from lit_wsl.state import published_directory
-from lit_wsl.state.publish import MARKER, check_writable, published_file
+from lit_wsl.state.publish import MARKER, check_writable, locked, published_file
 
 
 def write(target, text, **settings):
@@ -83,6 +85,63 @@ def test_a_failed_write_speaks_of_an_earlier_file_only_if_there_is_one(tmp_path,
         raise OSError(28, "No space left")
     assert ("earlier file is untouched" in str(error.value)) is earlier
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out", "first")] * earlier
+
+
+def test_a_file_that_cannot_be_read_in_the_block_is_named(tmp_path):
+    gone = tmp_path / "gone"
+    message = r"/gone could not be read \(No such file"
+    with pytest.raises(CheckpointError, match=message), published_file(tmp_path / "a"):
+        gone.read_text()
+    with pytest.raises(CheckpointError, match=message), published_directory(tmp_path / "b"):
+        gone.read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_that_write_one_file_have_their_own_scratch(tmp_path):
+    with published_file(tmp_path / "out") as mine:
+        mine.write_text("first")
+        thread = threading.Thread(target=_write, args=(tmp_path / "out", "second"))
+        thread.start()
+        thread.join()
+        assert mine.read_text() == "first"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("out", "first")]
+
+
+def _write(target, text):
+    with published_file(target) as partial:
+        partial.write_text(text)
+
+
+@pytest.mark.parametrize("publish", [_write, write])
+def test_a_rename_reaches_the_disk_where_folders_can_be_synced(tmp_path, monkeypatch, publish):
+    synced = []
+
+    def sync(path):
+        synced.append((path, [one.name for one in tmp_path.iterdir() if one.name == "out"]))
+        if path.is_dir():
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(publish_module, "_sync", sync)
+    publish(tmp_path / "out", "first")
+    assert synced[-1] == (tmp_path, ["out"])
+
+
+def test_a_lock_can_be_waited_for(tmp_path):
+    entered = []
+
+    def second():
+        with locked(tmp_path / "run", wait=True):
+            entered.append(1)
+
+    with locked(tmp_path / "run"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        with pytest.raises(CheckpointError, match="Another process is writing"), locked(tmp_path / "run"):
+            pass
+        thread.join(0.2)
+        assert not entered
+    thread.join(30)
+    assert entered
 
 
 def test_a_parent_that_is_a_file_is_one_clear_line(tmp_path):

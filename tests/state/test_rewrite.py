@@ -147,17 +147,46 @@ def test_a_disk_without_links_keeps_a_copy(entry, monkeypatch):
 
 
 def test_what_a_killed_rename_left_goes_with_the_next(tmp_path):
-    """Shards that no index names, by the mark of a rename; others stay."""
+    """Shards that it noted and that no index names; others stay, such as those that somebody named like them."""
     index = save_shards(tmp_path)
-    for name in ("model-00001-of-00003.r7.safetensors", "model-00009-of-00003.r1.safetensors", "model.rx.safetensors"):
+    noted = ["model-00001-of-00003.r7.safetensors", "model-00001-of-00003.safetensors", "../own.r1.safetensors", 3]
+    index.with_name(f"{index.name}.new").write_text(json.dumps(noted))
+    own = "model-00002-of-00003.r7.safetensors"
+    for name in (noted[0], own, "model-00009-of-00003.r1.safetensors", "model.rx.safetensors"):
         (tmp_path / name).write_bytes(b"half")
     replace(Layout.of(index), NAMES, backup=True)
     assert not (tmp_path / "model-00001-of-00003.r7.safetensors").exists()
+    assert (tmp_path / own).read_bytes() == b"half"
+    assert not index.with_name(f"{index.name}.new").exists()
     assert (tmp_path / "model-00009-of-00003.r1.safetensors").exists()
     assert (tmp_path / "model.rx.safetensors").exists()
     replace(Layout.of(index), BACK)
     restore(index)
     assert equal(read(index), STATE)
+
+
+@pytest.mark.parametrize("note", ["", "{", "3", '{"a": 1}', "[" * 5000])
+def test_a_damaged_note_of_a_killed_rename_removes_nothing(tmp_path, note):
+    index = save_shards(tmp_path)
+    index.with_name(f"{index.name}.new").write_text(note)
+    (tmp_path / "model-00001-of-00003.r7.safetensors").write_bytes(b"mine")
+    replace(Layout.of(index), NAMES)
+    assert equal(read(index), RENAMED)
+    assert (tmp_path / "model-00001-of-00003.r7.safetensors").read_bytes() == b"mine"
+
+
+def test_a_rename_that_is_killed_in_the_middle_is_cleaned_up_by_the_next(tmp_path, monkeypatch):
+    index = save_shards(tmp_path)
+    before = files(tmp_path)
+    monkeypatch.setattr(rewrite, "_remove", lambda paths: None)  # nothing cleans up behind a kill
+    monkeypatch.setattr(rewrite, "_write_index", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        replace(Layout.of(index), NAMES)
+    monkeypatch.undo()
+    assert len(files(tmp_path)) == len(before) + 4, "three shards and their note"
+    replace(Layout.of(index), NAMES)
+    assert equal(read(index), RENAMED)
+    assert len(files(tmp_path)) == len(before)
 
 
 def test_a_backup_that_is_the_file_itself_is_none(tmp_path):

@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -90,6 +91,27 @@ def test_a11_3_an_optimizer_runs_for_each_point_and_once_for_each_setting(config
     objective({"k": 70})
     assert runs == [{"k": 50}, {"k": 70}]
     assert first.deltas == MergeObjective(config, layout)({"k": 50, "lambda": 0.25}).deltas
+
+
+def test_points_that_learn_the_same_wait_for_each_other(config, layout, monkeypatch):
+    asked = {}
+    found = SimpleNamespace(config=config)
+    monkeypatch.setattr("lit_wsl.learning.run.learn_merge", lambda config, **options: asked.update(options) or found)
+    assert MergeObjective(config, layout)._learned(config) is config
+    assert asked["wait"]
+
+
+def test_an_error_in_what_an_objective_tells_of_itself_is_told(config, layout):
+    class Broken:
+        @property
+        def identity(self):
+            return self.nothing
+
+        def __call__(self, params):
+            raise AssertionError
+
+    with pytest.raises(AttributeError, match="nothing"):
+        run_sweep(config, Broken(), layout=layout, report=False)
 
 
 def test_it_travels_to_another_process_without_its_models(config, layout):
