@@ -21,6 +21,12 @@ class ConfigError(LitWslError):
     """A parameter, option or configuration file is wrong."""
 
 
+class WrongUsage(ConfigError):
+    """Options of a command that are missing, contradict each other or cannot be as they are."""
+
+    exit_code = 2
+
+
 class VariantError(ConfigError):
     """A model is of another variant than the one asked for."""
 

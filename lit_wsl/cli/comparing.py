@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import WrongUsage
 
 if TYPE_CHECKING:
     from lit_wsl.comparing.run import Comparison
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 _MODEL = "a directory, a file of weights, a hub id, or `package:NAME/sub/dir`"
 
 
-def _configure(parser: ArgumentParser) -> None:
-    """Options that `compare` and `extract-lora` share."""
+def _configure(parser: ArgumentParser, output: str) -> None:
+    """Options that `compare` and `extract-lora` share; each writes to a directory of its own."""
     parser.add_argument("base", type=str, help=f"The model before: {_MODEL}.")
     parser.add_argument("finetuned", type=str, help="The model after, or a PEFT adapter on the base.")
-    parser.add_argument("--output_dir", type=str, default="model_comparison", help="Directory to write.")
+    parser.add_argument("--output_dir", type=str, default=output, help="Directory to write.")
     parser.add_argument("--threshold", type=float, default=1e-6, help="Difference from which an entry is changed.")
     parser.add_argument(
         "--max_rank", type=int, default=64, help="Largest rank of factors of a change that is not of low rank."
@@ -36,7 +36,7 @@ def _configure(parser: ArgumentParser) -> None:
 
 def configure_compare(parser: ArgumentParser) -> None:
     """Options of `compare`."""
-    _configure(parser)
+    _configure(parser, "model_comparison")
     parser.add_argument(
         "--lora_rank",
         type=str,
@@ -52,7 +52,7 @@ def configure_compare(parser: ArgumentParser) -> None:
 
 def configure_extract(parser: ArgumentParser) -> None:
     """Options of `extract-lora`."""
-    _configure(parser)
+    _configure(parser, "extracted_adapter")
     parser.add_argument(
         "--rank", type=str, default="auto", help="A rank, `auto` (what is found in each matrix), or `energy:0.99`."
     )
@@ -93,7 +93,7 @@ def run_analyze(options: Namespace) -> int:
 
 def _run(options: Namespace, **fields: Any) -> int:
     if options.resume and options.overwrite:
-        raise ConfigError("`--resume` goes on with a comparison and `--overwrite` replaces it; pass one of them.")
+        raise WrongUsage("`--resume` goes on with a comparison and `--overwrite` replaces it; pass one of them.")
     from lit_wsl.cli.progress import progress_bar
     from lit_wsl.comparing.api import compare
 
@@ -125,7 +125,7 @@ def _run(options: Namespace, **fields: Any) -> int:
 def _extracted(comparison: "Comparison") -> str:
     if comparison.extraction is not None:
         return "\n".join(comparison.extracted())
-    return "No adapter was extracted: low rank does not say what changed; `--lora-rank` extracts one all the same."
+    return "No adapter was extracted: low rank does not say what changed; `--lora_rank` extracts one all the same."
 
 
 def _show(comparison: "Comparison") -> None:

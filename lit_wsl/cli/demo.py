@@ -20,7 +20,7 @@ from lit_wsl.cli.demo_adapters import base_model, train_adapters
 from lit_wsl.cli.demo_report import Measured, Row, note, report
 from lit_wsl.cli.finished import FinishedParts
 from lit_wsl.cli.progress import progress_bar
-from lit_wsl.errors import ConfigError, MergeError
+from lit_wsl.errors import MergeError, WrongUsage
 from lit_wsl.evaluation import Baselines, Evaluator, ScoreTable, evaluate_merge, make_evaluator
 from lit_wsl.evaluation.content import digest_of
 from lit_wsl.evaluation.recording import bundle_of
@@ -168,11 +168,11 @@ class Demo:
 
 def _check(settings: DemoSettings) -> None:
     if settings.threads < 0 or (settings.limit_train is not None and settings.limit_train < 1):
-        raise ConfigError(
+        raise WrongUsage(
             f"`threads >= 0` and `limit_train >= 1` must hold, got {settings.threads} and {settings.limit_train}."
         )
     if len(set(settings.tasks)) != len(settings.tasks):
-        raise ConfigError(f"Each task counts once, got {settings.tasks}.")
+        raise WrongUsage(f"Each task counts once, got {settings.tasks}.")
 
 
 def _tell(name: str, progress: Progress) -> None:

@@ -108,7 +108,7 @@ def report(output: Path, scores: ScoreTable, rows: Mapping[str, Row], best: str,
         "merged model (best on validation)": f"{model}: {best} {note(rows[best].chosen.params)}",
         "parameters were chosen by": CHOSEN_BY,
         "repeat it": f"lit-wsl merge --config {rows[best].chosen.run / CONFIG} --output NEW_DIRECTORY",
-        "all runs": f"lit-wsl runs list --artifacts-dir {output}",
+        "all runs": f"lit-wsl runs list --artifacts_dir {output}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     write_report(output / "report.html", "Three adapters, one backbone", scores, notes, facts, best)

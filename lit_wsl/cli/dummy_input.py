@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import ConfigError, WrongUsage
 
 _DESCRIBED = re.compile(r"(?:(\w+):)?(\w+)\[([\d,]*)\]")
 _TOKENS = (2, 8)
@@ -20,12 +20,12 @@ def described_input(texts: Sequence[str]) -> Any:
     """Tensors from descriptions: ``int64[2,8]`` by position, ``input_ids:int64[2,8]`` by name.
 
     Raises:
-        ConfigError: If a description cannot be read, or only some have names.
+        WrongUsage: If a description cannot be read, or only some have names.
     """
     parts = [_described(text) for text in texts]
     named = [name for name, _ in parts if name]
     if named and len(set(named)) < len(parts):
-        raise ConfigError("--dummy_input: name all tensors, each once, or none of them.")
+        raise WrongUsage("--dummy_input: name all tensors, each once, or none of them.")
     if named:
         return dict(parts)
     tensors = tuple(tensor for _, tensor in parts)
@@ -53,7 +53,7 @@ def _described(text: str) -> tuple[str, Tensor]:
     match = _DESCRIBED.fullmatch(text.replace(" ", ""))
     dtype = getattr(torch, match[2], None) if match else None
     if match is None or not isinstance(dtype, torch.dtype):
-        raise ConfigError(f"--dummy_input: {text!r} cannot be read; write `int64[2,8]` or `input_ids:int64[2,8]`.")
+        raise WrongUsage(f"--dummy_input: {text!r} cannot be read; write `int64[2,8]` or `input_ids:int64[2,8]`.")
     return match[1] or "", _random(dtype, tuple(int(size) for size in match[3].split(",") if size))
 
 

@@ -13,7 +13,7 @@ from lit_wsl.cli.learning import configure_replay, replayed
 from lit_wsl.cli.merge_config import LISTS, Split, add_lists, direct_merge, merge_options
 from lit_wsl.cli.parser import CommandParser
 from lit_wsl.cli.resources import config_file
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import ConfigError, WrongUsage
 from lit_wsl.merging.config import MergeConfig
 from lit_wsl.state.yaml_text import read_yaml
 
@@ -183,7 +183,7 @@ def _saved(options: Namespace, layout: "RunLayout") -> "MergeEvaluation":
         method = options.method if options.method != MergeConfig.method else None
         path = resolve_run(layout, options.run_id, method=method, tasks=options.tasks or None, lam=options["lambda"])
     if options.save:
-        raise ConfigError(f"{path} is saved already; leave `--save` out.")
+        raise WrongUsage(f"{path} is saved already; leave `--save` out.")
     registry, base = _registry(options), base_of_saved(path, options.base)
     known = read_tasks(registry)
     wanted = options.eval_tasks or [name for name in merged_tasks(path) if name in known]

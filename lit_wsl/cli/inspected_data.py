@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from lit_wsl.cli.console import table_console
-from lit_wsl.errors import ConfigError, DataError
+from lit_wsl.errors import DataError, WrongUsage
 from lit_wsl.training.json_lines import Damaged
 from lit_wsl.training.llava.rows import LocatedRow, faults_of, iter_rows
 
@@ -52,11 +52,12 @@ def show_data(path: str, image_folder: str | None, limit: int | None, *, as_json
     """Print how many rows there are, the first one, and which have faults; no image is decoded.
 
     Raises:
-        ConfigError: If ``limit`` is below 1, or the path is of another form.
+        ConfigError: If the path is of another form.
+        WrongUsage: If ``limit`` is below 1.
         DataError: If a file cannot be read, there are no rows, or some have faults.
     """
     if limit is not None and limit < 1:
-        raise ConfigError(f"`limit >= 1` must hold, got {limit}.")
+        raise WrongUsage(f"`limit >= 1` must hold, got {limit}.")
     folder = None if image_folder is None else Path(image_folder).expanduser()
     if folder is not None and not folder.is_dir():
         raise DataError(f"--image_folder {image_folder} is no directory; check the path.")

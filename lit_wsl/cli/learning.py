@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import WrongUsage
 from lit_wsl.merging.config import MergeConfig
 from lit_wsl.merging.settings import LEARNERS
 
@@ -54,13 +54,14 @@ def replayed(config: MergeConfig, options: Namespace) -> MergeConfig:
     """The merge that `evaluate-merged` measures: as it is, or by coefficients that are learned or were kept.
 
     Raises:
-        ConfigError: If there is no such checkpoint, or nothing that learns.
+        ConfigError: If there is no such checkpoint.
+        WrongUsage: If one is asked for and nothing learns.
     """
     learns = config.optimizer is not None and config.optimizer.type in LEARNERS
     asked = options.checkpoint is not None or options.optimizer_steps is not None
     if not learns:
         if asked:
-            raise ConfigError("`--checkpoint` and `--optimizer_steps` go with a configuration whose optimizer learns.")
+            raise WrongUsage("`--checkpoint` and `--optimizer_steps` go with a configuration whose optimizer learns.")
         return config
     if not asked:
         return learned_merge(config, options.artifacts_dir)

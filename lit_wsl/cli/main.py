@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from lit_wsl import __version__
 from lit_wsl.cli.commands import COMMANDS, TRAINER_COMMANDS, Command
 from lit_wsl.cli.parser import CommandParser, normalise
-from lit_wsl.errors import LitWslError, did_you_mean, one_line
+from lit_wsl.errors import LitWslError, WrongUsage, did_you_mean, one_line
 
 
 def entry() -> NoReturn:
@@ -49,11 +49,20 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (LitWslError, OSError, UnicodeDecodeError) as error:
         if debug:
             raise
-        sys.stderr.write(f"lit-wsl: {one_line(_told(error))}\n")
+        sys.stderr.write(_line(arguments, error))
         return error.exit_code if isinstance(error, LitWslError) else 1
     except KeyboardInterrupt:
         sys.stderr.write("lit-wsl: interrupted; the same command takes finished parts up again.\n")
         return 130
+
+
+def _line(arguments: list[str], error: Exception) -> str:
+    """The line that a command ends with; after wrong usage it names the command's help."""
+    if not isinstance(error, WrongUsage):
+        return f"lit-wsl: {one_line(_told(error))}\n"
+    command, _ = _find(arguments)
+    prog = f"lit-wsl {command.name if command else arguments[0]}"
+    return f"{prog}: {one_line(str(error))} See `{prog} --help`.\n"
 
 
 def _told(error: Exception) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import ConfigError, WrongUsage
 from lit_wsl.state.sizes import read_size
 
 if TYPE_CHECKING:
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 _MODEL = "a checkpoint, a model directory, its config.json, `package.module:Class`, or `timm:NAME`"
 _REPORTS = (".json", ".html", ".htm")
 _NOT_WRITTEN = (".pt", ".pth", ".bin", ".ckpt", ".json", ".gguf", ".npz", ".h5", ".onnx")
-
-
-class WrongUsage(Exception):
-    """Options that do not go together; the message is for the user."""
 
 
 def configure_map(parser: ArgumentParser) -> None:
@@ -77,14 +73,10 @@ def configure_map(parser: ArgumentParser) -> None:
 
 def run_map(options: Namespace) -> int:
     """Map, or apply a map that was saved."""
-    try:
-        _check_usage(options)
-        if options.tree:
-            return _show_trees(options)
-        return _use_map(options) if options.map is not None else _find_map(options)
-    except WrongUsage as error:
-        sys.stderr.write(f"lit-wsl map: {error} See `lit-wsl map --help`.\n")
-        return 2
+    _check_usage(options)
+    if options.tree:
+        return _show_trees(options)
+    return _use_map(options) if options.map is not None else _find_map(options)
 
 
 def _check_usage(options: Namespace) -> None:

@@ -50,7 +50,7 @@ def merge_options(config: str) -> str | None:
     Raises:
         ConfigError: If the file asks for something that there is not.
     """
-    shipped = shipped_config("merge", config)
+    shipped = shipped_config(config, "merge")
     file = shipped or Path(config).expanduser()
     if "\n" in config or not file.is_file():
         return None

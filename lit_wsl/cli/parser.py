@@ -2,12 +2,13 @@
 
 import re
 import sys
+from argparse import Action, HelpFormatter
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from lit_wsl.cli.yaml_values import bound_yaml
 from lit_wsl.errors import one_line
@@ -68,11 +69,18 @@ def _check_yaml(value: str) -> None:
         raise TypeError(f"{value} is no YAML ({error})") from error
 
 
+class PlainHelp(DefaultHelpFormatter):
+    """Help without the variables of the environment, whose names follow from those of the options."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return HelpFormatter._format_action_invocation(self, action)
+
+
 class CommandParser(OneLineErrors):
     """Parser of one command, with `--config`, `--print_config` and environment variables."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(env_prefix="LIT_WSL", default_env=True, **kwargs)
+        super().__init__(env_prefix="LIT_WSL", default_env=True, formatter_class=PlainHelp, **kwargs)
         self.translate: Callable[[str], str | None] | None = None
         """Turns a configuration file of another program into YAML with these options; None for what is none."""
         self.add_argument("-c", "--config", action=ConfigFile, help="YAML file with these options")

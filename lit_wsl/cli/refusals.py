@@ -31,7 +31,9 @@ def refused_option(error: BaseException) -> ConfigError:
     frames = list(_frames(cause))
     reason = " ".join(str(cause).split()) or type(cause).__name__
     if frames and _module(frames[-1]) == _CHECKPOINTS:
-        return ConfigError(f"ckpt_path: {reason.removesuffix('.')}; give the path of a checkpoint.")
+        return ConfigError(
+            f"ckpt_path: {reason.removesuffix('.')}; give the path of a checkpoint, or `--ckpt_path null`."
+        )
     made = (frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "__init__")
     name = next((type(one).__name__ for one in made if not isinstance(one, LightningCLI)), "Lightning")
     return ConfigError(f"{name} refuses its options: {reason.removesuffix('.')}; `--debug` shows where.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_wsl.errors import CheckpointError, ConfigError
+from lit_wsl.errors import CheckpointError, ConfigError, WrongUsage
 
 if TYPE_CHECKING:
     from lit_wsl.mapper.renamer import WeightRenamer
@@ -48,16 +48,13 @@ def run_rename(options: Namespace) -> int:
     """Rename, list, or say what would be renamed."""
     if options.checkpoint is None:
         where = f" before `--list`, which took {options.list!r} as a pattern" if options.list else ""
-        sys.stderr.write(f"lit-wsl rename: Name the checkpoint{where}. See `lit-wsl rename --help`.\n")
-        return 2
+        raise WrongUsage(f"Name the checkpoint{where}.")
     mapping = _mapping(options.map, options.map_file)
     asked = bool(mapping or options.remove_prefix or options.replace or options.add_prefix)
     if options.list is None and not asked:
-        raise ConfigError(
-            "Nothing to rename; pass `--map`, `--remove_prefix`, `--add_prefix`, `--replace` or `--list`."
-        )
+        raise WrongUsage("Nothing to rename; pass `--map`, `--remove_prefix`, `--add_prefix`, `--replace` or `--list`.")
     if options.list is None and not options.dry_run and options.output is None:
-        raise ConfigError("Nowhere to write; pass `--output`, or look first with `--dry_run`.")
+        raise WrongUsage("Nowhere to write; pass `--output`, or look first with `--dry_run`.")
     from lit_wsl.mapper.renamer import WeightRenamer
 
     renamer = WeightRenamer(options.checkpoint)
@@ -115,9 +112,9 @@ def _mapping(pairs: list[str], file: str | None) -> dict[str, str]:
     for pair in pairs:
         old, equals, new = pair.partition("=")
         if not (old and equals and new):
-            raise ConfigError(f"--map: {pair!r} is no pair; write OLD=NEW.")
+            raise WrongUsage(f"--map: {pair!r} is no pair; write OLD=NEW.")
         if mapping.get(old, new) != new:
-            raise ConfigError(f"--map: {old!r} is given two names, {mapping[old]!r} and {new!r}; choose one.")
+            raise WrongUsage(f"--map: {old!r} is given two names, {mapping[old]!r} and {new!r}; choose one.")
         mapping[old] = new
     return mapping
 

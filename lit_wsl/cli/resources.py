@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
-from lit_wsl.errors import ConfigError, did_you_mean
+from lit_wsl.errors import ConfigError, WrongUsage, did_you_mean
+
+_CONFIGS = "configs/"
 
 
 def config_file(name: str) -> Path:
@@ -24,23 +26,26 @@ def _roots() -> tuple[Path, Path]:
     return package / "configs", package.parent / "configs"
 
 
-def shipped_config(folder: str, name: str) -> Path | None:
+def shipped_config(name: str, *folders: str) -> Path | None:
     """A shipped configuration by its name alone, such as ``merge_ties`` in ``merge``; None for a path.
 
     A file of that name in the working directory comes first: then, too, it is None.
 
     Raises:
-        ConfigError: If it is a mere word, and none of that name ships.
+        WrongUsage: If it is a mere word, and none of that name ships.
     """
-    if not re.fullmatch(r"[\w-]+(\.yaml)?", name) or Path(name).exists():
+    if not re.fullmatch(r"[\w-]+(\.yaml)?", name) or Path(name).is_file():
         return None
-    try:
-        return config_file(f"{folder}/{name.removesuffix('.yaml')}.yaml")
-    except ConfigError as error:
-        if name.endswith(".yaml"):
-            return None
-        raise ConfigError(f"{name!r} is no file and does not ship. {did_you_mean(name, _names(folder))}") from error
+    known = {file.stem: file for root in reversed(_roots()) for one in folders for file in (root / one).glob("*.yaml")}
+    file = known.get(name.removesuffix(".yaml"))
+    if file is None and not name.endswith(".yaml"):
+        raise WrongUsage(f"{name!r} is no file and does not ship. {did_you_mean(name, known)}")
+    return file
 
 
-def _names(folder: str) -> set[str]:
-    return {file.stem for root in _roots() for file in (root / folder).glob("*.yaml")}
+def shipped_path(text: str) -> str:
+    """A path as a shipped configuration writes it, ``configs/...``, where the working directory has no such file."""
+    if not text.startswith(_CONFIGS) or Path(text).exists():
+        return text
+    files = [root / text.removeprefix(_CONFIGS) for root in _roots()]
+    return next((str(file) for file in files if file.is_file()), text)

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from lit_wsl.cli.evaluating import merge_evaluation
 from lit_wsl.cli.merge_config import DERIVED, LISTS, Split, add_lists, merge_options
 from lit_wsl.cli.parser import CommandParser
-from lit_wsl.errors import ConfigError
+from lit_wsl.errors import ConfigError, WrongUsage
 from lit_wsl.merging.config import MergeConfig
 
 if TYPE_CHECKING:
@@ -67,12 +67,12 @@ def sweep_config(options: dict[str, Any]) -> MergeConfig:
     """The configuration that the options describe.
 
     Raises:
-        ConfigError: If sources or a search are missing, or two options contradict each other.
+        WrongUsage: If sources or a search are missing, or two options contradict each other.
     """
     values = {one.name: options[one.name] for one in fields(MergeConfig)}
     values["method_params"] = values["method_params"] or {}
     if not any(values[name] for name in ("adapters", "models", "deltas", "slices")):
-        raise ConfigError("A sweep needs `--config FILE`, or `--adapters A B --method NAME --grid lambda=0.3,0.5`.")
+        raise WrongUsage("A sweep needs `--config FILE`, or `--adapters A B --method NAME --grid lambda=0.3,0.5`.")
     values["search"] = _search(values["search"], options)
     if options["allow_negative"]:
         values["constraint_nonnegative"] = False
@@ -85,7 +85,7 @@ def _search(given: Any, options: dict[str, Any]) -> dict[str, Any] | None:
     grid = dict(_grid_entry(text) for text in options["grid"])
     kind = options["search_type"] or search.get("type") or "grid"
     if grid and kind != "grid":
-        raise ConfigError(f"The search is of type {kind!r}, which has no grid; pass `--search-type grid`.")
+        raise WrongUsage(f"The search is of type {kind!r}, which has no grid; pass `--search_type grid`.")
     if grid:
         search["grid"] = {**(search.get("grid") or {}), **grid}
     changes = {name: options[name] for name in ("budget", "seed", "storage") if options[name] is not None}
@@ -98,7 +98,7 @@ def _grid_entry(text: str) -> tuple[str, list[Any]]:
     """One `NAME=V1,V2` of the command line."""
     name, equals, values = text.partition("=")
     if not name.strip() or not equals or not values.strip():
-        raise ConfigError(f"`--grid` takes NAME=V1,V2, such as `lambda=0.3,0.5`, got {text!r}.")
+        raise WrongUsage(f"`--grid` takes NAME=V1,V2, such as `lambda=0.3,0.5`, got {text!r}.")
     return name.strip(), [_number_or_text(value.strip()) for value in values.split(",") if value.strip()]
 
 
@@ -214,7 +214,7 @@ def _status(result: "SweepResult") -> str:
         "running": "Points are still measured elsewhere; what measures the last one finishes the sweep",
     }[result.status]
     if result.best is None:
-        return f"{told}. No point may be chosen: each failed or left a task below the base (see --allow-negative)."
+        return f"{told}. No point may be chosen: each failed or left a task below the base (see `--allow_negative`)."
     return f"{told}. Best: {_params(result.best)}, lowest {result.best.score:.4f}, mean {_delta(result.best.mean)}."
 
 

@@ -27,7 +27,7 @@ def merge_summary(report: MergeReport) -> int:
 
 def merge_preview(spec: MergeSpec) -> int:
     """Print what a merge would do."""
-    table = Table(show_header=False, title="A merge that was not done (--dry-run)")
+    table = Table(show_header=False, title="A merge that was not done (--dry_run)")
     for name, text in preview(spec).rows():
         table.add_row(name, text)
     table_console(markup=False).print(table)

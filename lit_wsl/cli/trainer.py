@@ -13,6 +13,7 @@ from pydoc import locate
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import ActionConfigFile
 from lightning import pytorch as lightning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -30,7 +31,8 @@ from lit_wsl.cli.checkpoints import quiet_transformers
 from lit_wsl.cli.commands import TRAINER_COMMANDS
 from lit_wsl.cli.parser import OneLineErrors
 from lit_wsl.cli.refusals import is_refusal, refused_option
-from lit_wsl.errors import ConfigError, LitWslError, did_you_mean
+from lit_wsl.cli.training_files import SaveRunConfig, TrainingFile, find_shipped_paths
+from lit_wsl.errors import ConfigError, LitWslError, WrongUsage, did_you_mean
 from lit_wsl.learning.adamerging import AdaMerging as AdaMerging
 from lit_wsl.learning.data import MergeTaskData as MergeTaskData
 from lit_wsl.learning.gradient import GradientMerging as GradientMerging
@@ -87,6 +89,12 @@ class TrainerParser(OneLineErrors, LightningArgumentParser):
         if self.exit_on_error and TrainerCLI.typed_command is not None:
             self.prog = f"lit-wsl {TrainerCLI.typed_command}"  # what the user typed; it ends here
         super().error(_NO_OPTION.sub("Option '", text), ex)
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """Add an option; a configuration file may be one that ships."""
+        if kwargs.get("action") is ActionConfigFile:
+            kwargs["action"] = TrainingFile
+        return super().add_argument(*args, **kwargs)
 
     def _option_names(self) -> set[str]:
         commands = getattr(self._subcommands_action, "choices", None) or {}
@@ -155,15 +163,16 @@ class TrainerCLI(LightningCLI):
         parser.link_arguments("data.prompts", "model.init_args.prompts", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
-        """Set the number of threads before any model computes.
+        """Find what ships, and set the number of threads before any model computes.
 
         Raises:
-            ConfigError: If it is below 1.
+            WrongUsage: If the number is below 1.
         """
+        find_shipped_paths(self.config[self.subcommand])
         threads = self.config[self.subcommand].threads
         if threads is not None:
             if threads < 1:
-                raise ConfigError(f"`threads >= 1` must hold, got {threads}.")
+                raise WrongUsage(f"`threads >= 1` must hold, got {threads}.")
             torch.set_num_threads(threads)
 
     def instantiate_classes(self) -> None:
@@ -224,7 +233,8 @@ def run_trainer(argv: list[str]) -> int:
                 trainer_class=Trainer,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
-                save_config_kwargs={"overwrite": True},
+                save_config_callback=SaveRunConfig,
+                save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
                 auto_configure_optimizers=False,
                 parser_class=TrainerParser,
                 parser_kwargs={"prog": "lit-wsl", "description": "Train and evaluate models."},

@@ -43,6 +43,12 @@ def models(tmp_path, monkeypatch):
     return base, tuned
 
 
+def test_comparison_and_extraction_write_to_directories_of_their_own(models):
+    assert run(["compare", "base.safetensors", "tuned.safetensors"]) == 0
+    assert run(["extract-lora", "base.safetensors", "tuned.safetensors"]) == 0
+    assert (Path("extracted_adapter") / "adapter" / "adapter_model.safetensors").exists()
+
+
 def written(directory="model_comparison"):
     return {path.name for path in Path(directory).iterdir()}
 
@@ -138,7 +144,7 @@ def test_damaged_tensors_are_told_and_the_rest_is_compared(capsys, models):
         (["compare", "base.safetensors", "tuned.safetensors", "--lora-rank", "energy:2"], 1, "(0, 1]"),
         (["compare", "base.safetensors", "tuned.safetensors", "--threshold", "-1"], 1, "threshold >= 0"),
         (["compare", "base.safetensors", "tuned.safetensors", "--output-dir", "base.safetensors"], 1, "is a file"),
-        (["compare", "base.safetensors", "tuned.safetensors", "--resume", "--overwrite"], 1, "pass one of them"),
+        (["compare", "base.safetensors", "tuned.safetensors", "--resume", "--overwrite"], 2, "pass one of them"),
         (["compare", "base.safetensors", "tuned.safetensors", "--weight-map", "nope.json"], 1, "cannot be read"),
         (["extract-lora", "base.safetensors", "tuned.safetensors", "--rnak", "3"], 2, "rank"),
     ],

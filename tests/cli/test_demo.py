@@ -132,6 +132,11 @@ def test_demo_takes_up_finished_parts(scores, settings, results, monkeypatch, ca
     assert {**again, "seconds": 0} == {**results, "seconds": 0}
 
 
+def test_wrong_usage_is_two(capsys):
+    assert run(["demo", "--threads", "-1"]) == 2
+    assert capsys.readouterr().err.startswith("lit-wsl demo: `threads >= 0`")
+
+
 def test_unknown_task_is_one_line(tmp_path, capsys):
     assert run(["demo", "--tasks", "twets", "--output", str(tmp_path / "x")]) == 1
     assert "Did you mean 'tweets'?" in capsys.readouterr().err

@@ -332,7 +332,7 @@ def test_as_many_rows_as_asked_for(capsys, rows):
     path = rows(ROW, ROW, "{oops")
     assert found_in(capsys, "data", path, "--limit", 2)["rows"] == 2
     assert found_in(capsys, "data", path, "--limit", 3, code=1)["faulty"] == 1
-    refused(capsys, 1, "data", path, "--limit", 0, ["`limit >= 1` must hold, got 0"])
+    refused(capsys, 2, "data", path, "--limit", 0, ["`limit >= 1` must hold, got 0"])
 
 
 def test_many_faults_are_counted_and_some_named(capsys, rows):

@@ -38,6 +38,14 @@ def one_line(capsys, code, argv, *words):
         assert word in captured.err
 
 
+def test_help_names_options_and_no_variables_of_the_environment(capsys):
+    assert run(["merge", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "--mismatch {error," in told
+    assert "LIT_WSL_" not in told
+    assert "ARG:" not in told
+
+
 def test_underscore_and_hyphen_are_alike(states, tmp_path):
     params = ("--method", "ties", "--method_params.k", "30", "--shard_size", "1MB", "--merge_mode=strict")
     assert run(arguments(states, tmp_path / "a", *params)) == 0

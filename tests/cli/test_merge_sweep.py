@@ -132,7 +132,7 @@ def test_a12_3_a_grid_in_a_configuration_without_a_search(config, seen):
 def test_a12_3_a_search_of_another_type_keeps_it_unless_asked(capsys, config, seen):
     search = {"type": "bayes", "budget": 5, "space": {"lambda": {"min": 0.0, "max": 1.0}}}
     argv = ["merge-sweep", "--config", config(search=search)]
-    one_line(capsys, 1, [*argv, "--grid", "lambda=0.5"], "--search-type grid")
+    one_line(capsys, 2, [*argv, "--grid", "lambda=0.5"], "--search_type grid")
     assert run([*argv, "--grid", "lambda=0.5", "--search-type", "grid"]) == 130
     assert seen[0][0].search["type"] == "grid"
     assert run([*argv, "--budget", "9", "--seed", "3"]) == 130

@@ -73,13 +73,10 @@ def test_in_place(capsys, file):
     [
         (["none.safetensors", "--add_prefix", "x."], "does not exist; check the path"),
         (["empty", "--add_prefix", "x."], "no weight file"),
-        (["a.safetensors"], "Nothing to rename"),
         (["a.safetensors", "--map_file", "empty.json"], "holds no pair"),
         (["a.safetensors", "--map_file", "list.json"], "no object of old and new names"),
         (["a.safetensors", "--map_file", "cut.json"], "is no JSON"),
         (["a.safetensors", "--map_file", "none.json"], "cannot be read"),
-        (["a.safetensors", "--map", "head.weight"], "write OLD=NEW"),
-        (["a.safetensors", "--map", "a=b", "a=c"], "given two names"),
         (["a.safetensors", "--map", "head.weigt=x"], "Did you mean 'head.weight'?"),
         (["a.safetensors", "--map", "head.weight=model.enc.bias"], "would both be named"),
         (["a.safetensors", "--remove_prefix", "modle."], "Did you mean 'model.' or 'model.enc.'?"),
@@ -100,6 +97,19 @@ def test_mistakes_are_one_line(capsys, file, tmp_path, argv, words):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "Nothing to rename"),
+        (["--map", "head.weight"], "write OLD=NEW"),
+        (["--map", "a=b", "a=c"], "given two names"),
+    ],
+)
+def test_wrong_usage_names_the_help_and_is_two(capsys, file, more, words):
+    argv = ["rename", "a.safetensors", *more, "--output", "out.safetensors"]
+    one_line(capsys, 2, argv, "lit-wsl rename: ", words, "See `lit-wsl rename --help`.")
+
+
 def test_the_checkpoint_is_named(capsys, file):
     one_line(capsys, 2, ["rename"], "Name the checkpoint.")
     one_line(capsys, 2, ["rename", "--list", "a.safetensors"], "before `--list`, which took 'a.safetensors'")
@@ -108,7 +118,7 @@ def test_the_checkpoint_is_named(capsys, file):
 def test_outputs_that_are_refused(capsys, file, tmp_path):
     (tmp_path / "b.safetensors").write_text("precious")
     argv = ["rename", "a.safetensors", "--add_prefix", "x."]
-    one_line(capsys, 1, argv, "Nowhere to write")
+    one_line(capsys, 2, argv, "Nowhere to write")
     one_line(capsys, 1, [*argv, "--output", "b.safetensors"], "exists", "--overwrite")
     one_line(capsys, 1, [*argv, "--output", "b.pt"], "no safetensors")
     one_line(capsys, 1, [*argv, "--output", "a.safetensors/b.safetensors"], "cannot be used", "is a file")

@@ -8,8 +8,9 @@ import yaml
 
 from lit_wsl.callbacks.universal_checkpoint import UniversalCheckpointCallback
 from lit_wsl.cli.main import run
+from lit_wsl.cli.resources import shipped_config
 from lit_wsl.cli.trainer import TrainerCLI, run_trainer
-from lit_wsl.errors import ConfigError, LitWslError
+from lit_wsl.errors import ConfigError, LitWslError, WrongUsage
 from lit_wsl.models.universal.sidecar import SIDECAR_KEY
 from lit_wsl.training.classification import SequenceClassificationModule
 from lit_wsl.training.parallel import UniversalModelParallelStrategy
@@ -206,17 +207,23 @@ def _chain(name):
     return yaml.safe_load((ROOT / "configs" / "train" / f"{name}.yaml").read_text())
 
 
+def _given(name):
+    """Rank 32 holds what differs from rank 16."""
+    return [f"--config={one}" for one in (["lora_rank_16", name] if name == "lora_rank_32" else [name])]
+
+
 def test_the_chain_of_configurations_runs_as_written(place, recwarn):
     """Standard, rank 16, rank 32 and standard again, each from the checkpoint of the one before; only shorter."""
-    for name in ("configs", "docs", "README.md"):
+    for name in ("docs", "README.md"):
         (place / name).symlink_to(ROOT / name)
     ranks = {"standard": 0, "lora_rank_16": 16, "lora_rank_32": 32, "deploy_standard": 0}
     steps = 0
     for name in CHAIN:
         short = ["--trainer.limit_train_batches=2", "--trainer.enable_progress_bar=false"]
-        assert run_trainer(["fit", f"--config=configs/train/{name}.yaml", *short]) == 0
+        assert run_trainer(["fit", *_given(name), *short]) == 0
         folder = place / "artifacts" / "train" / name
         assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "last.ckpt"]
+        assert not (place / "config.yaml").exists()
         content = torch.load(folder / "last.ckpt", weights_only=True)
         adapted = json.loads(content[SIDECAR_KEY]["configuration"])["adapted"]
         assert {rank for parts in adapted.values() for rank, _ in parts} == ({ranks[name]} if ranks[name] else set())
@@ -238,9 +245,36 @@ def test_each_configuration_of_the_chain_goes_on_from_the_one_before():
     assert [config["trainer"]["default_root_dir"] for config in configs] == folders
     epochs = [config["trainer"]["max_epochs"] for config in configs]
     assert epochs == sorted(set(epochs))
-    assert len({(config["model"]["init_args"]["model"], config["data"]) for config in configs}) == 1
-    fields = {"attn_lora_rank", "embedding_mode", "embedding_rank", "lora_alpha"}
-    assert all(set(config["model"]["init_args"].get("lora", fields)) == fields for config in configs)
+    whole = [config for config in configs if "data" in config]
+    assert len({(config["model"]["init_args"]["model"], config["data"]) for config in whole}) == 1
+    first, second = (configs[at]["model"]["init_args"]["lora"] for at in (1, 2))
+    assert set(first) - set(second) == {"embedding_mode"}
+
+
+def test_a_file_comes_before_what_ships_under_its_name(place):
+    (place / "standard").mkdir()
+    assert shipped_config("standard", "train") == ROOT / "configs/train/standard.yaml"
+    (place / "standard.yaml").write_text("seed_everything: 1\n")
+    assert shipped_config("standard.yaml", "train") is None
+    assert shipped_config("adamerging", "train", "learn") == ROOT / "configs/learn/adamerging.yaml"
+    with pytest.raises(WrongUsage, match="Did you mean 'standard'"):
+        shipped_config("standart", "train")
+
+
+def test_a_training_that_keeps_nothing_leaves_the_working_directory_as_it_is(blocks, place):
+    before = sorted(path.name for path in place.iterdir())
+    assert run_trainer([*blocks, "--trainer.enable_checkpointing=false"]) == 0
+    assert sorted(path.name for path in place.iterdir()) == before
+
+
+def test_options_are_kept_beside_the_checkpoints_and_by_fit_alone(blocks, place):
+    assert run_trainer([*blocks, "--trainer.callbacks=ModelCheckpoint", "--trainer.callbacks.dirpath=run"]) == 0
+    kept = place / "run" / "config.yaml"
+    assert not (place / "config.yaml").exists()
+    before = kept.read_bytes()
+    root = ["--trainer.default_root_dir=run"]
+    assert run_trainer(["validate", *blocks[1:], *root]) == 0
+    assert kept.read_bytes() == before
 
 
 def test_blocks_of_text_keep_their_own_tokenizer(tiny, place, monkeypatch):

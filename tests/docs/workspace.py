@@ -24,9 +24,9 @@ from tests.tiny_llama import write_untied_llama
 
 def _lora_checkpoint(path: Path) -> None:
     _written("BASE")
-    settings = ["--ckpt_path=null", "--model.init_args.model=BASE", "--trainer.max_epochs=1"]
-    folder = f"--trainer.callbacks.init_args.dirpath={path.parent}"
-    words = ["fit", "--config", "configs/train/lora_rank_16.yaml", *settings, folder]
+    settings = ["--ckpt_path=null", "--model.model=BASE", "--trainer.max_epochs=1"]
+    folder = f"--trainer.callbacks.dirpath={path.parent}"
+    words = ["fit", "--config", "lora_rank_16", *settings, folder]
     code, _, told = captured(lambda: run(quick(words)), Path())
     assert code == 0, told
 
