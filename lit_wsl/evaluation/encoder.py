@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from lit_wsl.errors import ConfigError, did_you_mean
 from lit_wsl.evaluation.content import digest_of, tensors_digest
@@ -20,6 +20,7 @@ from lit_wsl.state.locate import model_dir
 from lit_wsl.training.encoder import PromptHead, class_prototypes, embed, load_head
 from lit_wsl.training.tasks import SPLITS, Split, cache_directory
 from lit_wsl.training.text import Batch, TextClassificationData
+from lit_wsl.training.tokenizer import read_tokenizer
 
 METRICS = ("accuracy", "macro_f1", "macro_precision", "macro_recall", "loss")
 """What is measured of a classifier."""
@@ -49,7 +50,7 @@ class EncoderEvaluator(ScoresEveryTask):
         self._device = torch.device(device)
         self._encoder = AutoModel.from_pretrained(directory).to(self._device).eval()
         self._base = {name: tensor.clone() for name, tensor in self._encoder.state_dict().items()}
-        self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        self._tokenizer = read_tokenizer(directory)
         self._heads: dict[str, nn.Module] = {}
         self._subsets = SubsetCache(cache or cache_directory() / "eval_subsets")
         self._batches: dict[tuple[str, Split, str | None], list[Batch]] = {}

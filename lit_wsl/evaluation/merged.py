@@ -136,7 +136,7 @@ def _finite(result: TaskResult) -> TaskResult:
 
 
 def _interference(result: TaskResult, split: Split, subset: SubsetSpec | None, baselines: Baselines) -> dict[str, Any]:
-    """The delta with what it was computed from; nothing where a baseline is missing or there was no gain."""
+    """The delta with what it was computed from; no delta without a gain, and nothing without a baseline."""
     if result.score is None:
         return {}
     base = baselines.base(result.task, split, subset)
@@ -144,8 +144,6 @@ def _interference(result: TaskResult, split: Split, subset: SubsetSpec | None, b
     if base is None or individual is None:
         return {}
     delta = interference_delta(base, individual, result.score, higher_is_better=result.direction == "max")
-    if delta is None:
-        return {}
     meta = {
         "metric": result.primary,
         "base": base,
@@ -155,7 +153,8 @@ def _interference(result: TaskResult, split: Split, subset: SubsetSpec | None, b
         "direction": result.direction,
         "subset": subset.tag if subset else None,
     }
-    return {"interference_delta": delta, "interference_delta_meta": meta}
+    found = {"interference_delta_meta": meta}
+    return found if delta is None else {"interference_delta": delta, **found}
 
 
 def _told(error: Exception) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lit_wsl.cli.evaluating import _cells
 from lit_wsl.errors import CheckpointError, ConfigError, DataError, LitWslError
 from lit_wsl.evaluation import EncoderEvaluator, SubsetSpec, Task, evaluate_merge, evaluate_saved
 from lit_wsl.evaluation.baselines import Baselines
@@ -126,6 +127,16 @@ def test_no_delta_without_a_baseline_a_metric_or_a_gain_a10_4(bert_dir, pair, co
     without = replace(config, compute_missing_interference_baselines=False)
     found = evaluate_merge(without, EncoderEvaluator(str(bert_dir), list(pair.tasks.values())), layout)
     assert all("interference_delta" not in report for report in found.report.values())
+
+
+def test_without_a_gain_both_scores_are_still_told(config, evaluator, layout, monkeypatch):
+    monkeypatch.setattr("lit_wsl.evaluation.merged.interference_delta", lambda *_, **__: None)
+    found = evaluate_merge(config, evaluator, layout)
+    for report in found.report.values():
+        assert "interference_delta" not in report
+        assert {"base", "task_adapter", "merged"} <= report["interference_delta_meta"].keys()
+        assert _cells(report)[1:3] == [f"{report['interference_delta_meta'][n]:.4f}" for n in ("base", "task_adapter")]
+    assert set(found.deltas.values()) == {None}
 
 
 def test_a_failing_task_has_an_error_and_the_others_go_on_a10_1(config, evaluator, layout):

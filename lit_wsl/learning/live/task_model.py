@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from lit_wsl.errors import ConfigError, MergeError
 from lit_wsl.evaluation.backbone import backbone_path
@@ -15,6 +15,7 @@ from lit_wsl.evaluation.encoder import make_head
 from lit_wsl.evaluation.task import Task
 from lit_wsl.state.locate import model_dir
 from lit_wsl.training.encoder import embed
+from lit_wsl.training.tokenizer import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def task_models(tasks: Sequence[Task], base: str) -> tuple[nn.Module, dict[str, 
     if not with_module:
         directory = model_dir(base)
         encoder = AutoModel.from_pretrained(directory).eval()
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = read_tokenizer(directory)
         return encoder, {task.name: EncoderTask(encoder, make_head(task, encoder, tokenizer)) for task in tasks}
     if len(with_module) < len(tasks):
         lacking = next(task.name for task in tasks if task.model is None)
