@@ -148,6 +148,8 @@ def _check_classes(labels: list[str] | None, prompts: list[str] | None) -> tuple
     labels = labels or prompts
     if not labels or len(labels) < 2:
         raise ConfigError(f"A classifier needs at least two labels, got {labels}; give `labels`.")
+    if repeated := [label for at, label in enumerate(labels) if label in labels[:at]]:
+        raise ConfigError(f"Each label names one class, and {repeated[0]!r} stands twice; give `labels` once each.")
     prompts = prompts or labels
     if len(prompts) != len(labels):
         raise ConfigError(f"{len(labels)} labels need as many prompts, got {len(prompts)}.")

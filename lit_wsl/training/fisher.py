@@ -17,6 +17,8 @@ from lit_wsl.training.plain_parameters import PlainParameter
 
 Labels = Literal["data", "model"]
 
+_IMAGES = "batch_num_images"
+_OF_IMAGES = ("pixel_values", "image_sizes")
 FEW_CLASSES = 10
 """Up to so many classes all are taken, each by its probability; of more one is drawn."""
 
@@ -108,6 +110,8 @@ def examples_of(batch: Any) -> list[Any]:
     Raises:
         ConfigError: If the tensors of the batch have different first dimensions.
     """
+    if isinstance(batch, Mapping) and _IMAGES in batch:
+        return _examples_with_images(batch)
     tensors: list[Tensor] = []
     apply_to_collection(batch, Tensor, tensors.append)
     sizes = {len(tensor) for tensor in tensors if tensor.ndim}
@@ -118,6 +122,21 @@ def examples_of(batch: Any) -> list[Any]:
         return (tensor[number : number + 1] if tensor.ndim else tensor).clone()  # views of inference tensors are such
 
     return [apply_to_collection(batch, Tensor, one, number) for number in range(sizes.pop())]
+
+
+def _examples_with_images(batch: Mapping[str, Any]) -> list[Any]:
+    """Batches of one row each, with the images that the row has: their tensors hold those of all rows in turn."""
+    counts = batch[_IMAGES].tolist()
+    starts = [sum(counts[:row]) for row in range(len(counts))]
+
+    def one(name: str, tensor: Tensor, row: int) -> Tensor:
+        first, many = (starts[row], counts[row]) if name in _OF_IMAGES else (row, 1)
+        return tensor[first : first + many].clone()
+
+    return [
+        {name: one(name, tensor, row) for name, tensor in batch.items() if counts[row] or name not in _OF_IMAGES}
+        for row in range(len(counts))
+    ]
 
 
 def model_labels(module: LightningModule, example: Any) -> Iterator[tuple[float, Any]]:

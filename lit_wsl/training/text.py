@@ -149,6 +149,8 @@ class TextClassificationData(LightningDataModule):
         if self._located is None:
             located = locate_task(self.task) if self.task else TextFiles(self._given)
             labels = self._given_classes[0] or located.labels or _labels_of(located.files)
+            if repeated := [label for at, label in enumerate(labels) if label in labels[:at]]:
+                raise ConfigError(f"Each of `labels` names one class, and {repeated[0]!r} stands twice; remove one.")
             prompts = self._given_classes[1] or located.prompts
             if prompts is not None and len(prompts) != len(labels):
                 raise ConfigError(f"{len(labels)} labels need as many prompts, got {len(prompts)}.")

@@ -348,6 +348,17 @@ def test_a_batch_is_split_into_examples():
             examples_of(bad)
 
 
+def test_each_example_has_the_images_of_its_row():
+    """Two rows and two images, both of the first row: the first dimensions agree by chance."""
+    tokens = {name: torch.arange(4).view(2, 2) for name in ("input_ids", "labels")}
+    images = {"pixel_values": torch.arange(2.0).view(2, 1, 1, 1, 1), "image_sizes": torch.ones(2, 2)}
+    first, second = examples_of({**tokens, **images, "batch_num_images": torch.tensor([2, 0])})
+    assert first["pixel_values"].flatten().tolist() == [0.0, 1.0]
+    assert (first["input_ids"].tolist(), first["batch_num_images"].tolist()) == ([[0, 1]], [2])
+    assert "pixel_values" not in second
+    assert second["input_ids"].tolist() == [[2, 3]]
+
+
 def test_labels_of_the_model_need_logits_of_classes():
     class Tokens(Logistic):
         def forward(self, batch):

@@ -134,7 +134,9 @@ def test_predictions_are_probabilities_in_file_order(bert_dir, opinions, tmp_pat
     torch.testing.assert_close(probabilities[:1], module.eval()(alone).softmax(dim=-1).detach())
 
 
-@pytest.mark.parametrize("classes", [{}, {"labels": ["one"]}, {"labels": ["a", "b"], "prompts": ["a"]}])
+@pytest.mark.parametrize(
+    "classes", [{}, {"labels": ["one"]}, {"labels": list("aba")}, {"labels": ["a", "b"], "prompts": ["a"]}]
+)
 def test_classes_are_checked(bert_dir, classes):
     with pytest.raises(ConfigError, match="label"):
         SequenceClassificationModule(str(bert_dir), **classes)

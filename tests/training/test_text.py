@@ -79,6 +79,12 @@ def test_arguments_are_checked(bert_dir, arguments):
         TextClassificationData(str(bert_dir), **arguments)
 
 
+def test_a_label_stands_once(bert_dir, opinions):
+    data = TextClassificationData(str(bert_dir), train_file=opinions / "train.jsonl", labels=["negative", "negative"])
+    with pytest.raises(ConfigError, match="'negative' stands twice"):
+        _ = data.labels
+
+
 def test_prompts_must_match_labels(bert_dir, opinions):
     with pytest.raises(ConfigError, match="2 labels need as many prompts, got 3"):
         _ = TextClassificationData(str(bert_dir), task=str(opinions), prompts=["a", "b", "c"]).prompts
