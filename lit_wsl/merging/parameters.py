@@ -44,6 +44,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_finite(value: float) -> bool:
+    """Whether a number is finite as a float, which an integer of hundreds of digits is not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def params_of(record: Any) -> dict[str, Any]:
     """Parameters of a method or transform under their public names."""
     return {public_name(f.name): getattr(record, f.name) for f in dataclasses.fields(record)}
@@ -79,7 +87,7 @@ def _checked(where: str, value: Any, kind: Any) -> Any:
     fits = isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
     if not fits:
         raise ConfigError(f"{where} must be of type {kind.__name__}, got {value!r}.")
-    if kind is float and not math.isfinite(value):
+    if kind is float and not is_finite(value):
         raise ConfigError(f"{where} must be finite, got {value!r}.")
     return kind(value)
 
@@ -98,6 +106,6 @@ def _numbers(where: str, value: Any) -> tuple[float, ...]:
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     if not is_list or not all(map(is_number, value)):
         raise ConfigError(f"{where} must be a list of numbers, got {value!r}.")
-    if not all(math.isfinite(one) for one in value):
+    if not all(map(is_finite, value)):
         raise ConfigError(f"{where} must hold finite numbers, got {value!r}.")
     return tuple(float(one) for one in value)

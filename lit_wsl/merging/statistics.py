@@ -35,6 +35,9 @@ class _OneFile:
     def read(self, name: str) -> Tensor:
         return self.file.read(self.names[name])
 
+    def has_inputs_first(self, name: str) -> bool:
+        return self.names[name] in self.inputs_first
+
 
 class Statistics:
     """What every source has for a parameter; nothing is read before it is asked for."""
@@ -82,7 +85,7 @@ class Statistics:
         for one, gram in zip(self._files, grams, strict=True):
             _check_values(one, name, gram, gram.diagonal())
         stack = torch.stack(grams)
-        return stack.unsqueeze(1) if self._files[0].names[name] in self._files[0].inputs_first else stack
+        return stack.unsqueeze(1) if self._files[0].has_inputs_first(name) else stack
 
 
 def open_statistics(paths: Sequence[str], kind: Kind, sources: Sequence[TaskVectorSource]) -> Statistics:
@@ -97,7 +100,8 @@ def open_statistics(paths: Sequence[str], kind: Kind, sources: Sequence[TaskVect
 
     Raises:
         CheckpointError: If a file cannot be read.
-        MergeError: If there is not one for each source, or one is of another kind, model or shape.
+        MergeError: If there is not one for each source, one is of another kind, model or shape, or they do not agree
+            on the side of a weight's inputs.
     """
     if len(paths) != len(sources):
         raise MergeError(
@@ -105,7 +109,23 @@ def open_statistics(paths: Sequence[str], kind: Kind, sources: Sequence[TaskVect
             f"{len(paths)} files. Gather them with `lit-wsl gather --kind {kind}` and name them by `--statistics`."
         )
     files = [SafetensorsFile(Path(path).expanduser()) for path in paths]
-    return Statistics(kind, [_open(file, kind, source) for file, source in zip(files, sources, strict=True)])
+    opened = [_open(file, kind, source) for file, source in zip(files, sources, strict=True)]
+    if kind == "gram":
+        _check_orientations(opened)
+    return Statistics(kind, opened)
+
+
+def _check_orientations(files: Sequence[_OneFile]) -> None:
+    """Refuse files that do not agree on which side of a weight its inputs are."""
+    first = files[0]
+    for other in files[1:]:
+        for name in first.names.keys() & other.names.keys():
+            if first.has_inputs_first(name) != other.has_inputs_first(name):
+                here, there = (first, other) if first.has_inputs_first(name) else (other, first)
+                raise MergeError(
+                    f"{here.file.path} has the inputs of {name!r} in its rows, {there.file.path} in its columns; "
+                    "gather the statistics again, all on one architecture."
+                )
 
 
 def _open(file: SafetensorsFile, kind: Kind, source: TaskVectorSource) -> _OneFile:

@@ -1,4 +1,4 @@
-"""YAML of anybody: plain values only, no bombs, and one kind of error."""
+"""YAML of anybody: plain values only, no bombs, no key twice, and one kind of error."""
 
 from typing import Any
 
@@ -9,14 +9,17 @@ MOST_ENTRIES = 1_000_000
 MOST_LEVELS = 100
 """Levels of nesting; what is deeper could be read, but hardly be walked through, written or shown."""
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
-    """Builds no object and runs nothing; sees what the aliases amount to before it builds a value."""
+    """Builds no object and runs nothing; sees keys and what the aliases amount to before it builds a value."""
 
     def compose_document(self) -> Any:
         """The document as nodes, in which an alias is the node that it names."""
         node = super().compose_document()
         _count(node, {})
+        _check_keys(node)
         return node
 
 
@@ -24,7 +27,8 @@ def read_yaml(text: str) -> Any:
     """The value of a text of one document.
 
     Raises:
-        yaml.YAMLError: If it is no YAML, asks for an object, is nested too deeply, or its aliases amount to too much.
+        yaml.YAMLError: If it is no YAML, asks for an object, is nested too deeply, has a key twice in one mapping, or
+            its aliases amount to too much.
     """
     documents = read_yaml_documents(text)
     if len(documents) > 1:
@@ -92,3 +96,25 @@ def _count(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
     if levels > MOST_LEVELS:
         raise yaml.YAMLError("it is nested too deeply")
     return entries, levels
+
+
+def _check_keys(root: Any) -> None:
+    """Refuse a key that stands twice in one mapping, of which the first value would be lost; ``<<`` may."""
+    seen, waiting = set(), [root]
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            waiting += node.value
+            continue
+        first: dict[tuple[str, str], int] = {}
+        for key, value in node.value:
+            waiting += [key, value]
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in first:
+                raise yaml.YAMLError(f"{key.value!r} stands twice, in lines {first[name]} and {line}; leave one out")
+            first[name] = line

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_wsl.errors import ConfigError
-from lit_wsl.merging.parameters import is_number
+from lit_wsl.merging.parameters import is_finite, is_number
 from lit_wsl.sweep.outcome import Params
 from lit_wsl.sweep.records import Source
 from lit_wsl.sweep.settings import SearchSettings
@@ -189,7 +189,7 @@ def _deltas(results: Mapping[str, Any]) -> dict[str, float | None]:
 
 def _finite(value: Any) -> float | None:
     """The number; None for anything else."""
-    return float(value) if is_number(value) and math.isfinite(value) else None
+    return float(value) if is_number(value) and is_finite(value) else None
 
 
 def _deltas_of(details: Mapping[str, Any]) -> dict[str, float | None]:

@@ -1,13 +1,12 @@
 """The `search` of a configuration, read and checked once."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lit_wsl.errors import ConfigError, did_you_mean
-from lit_wsl.merging.parameters import is_number
+from lit_wsl.merging.parameters import is_finite, is_number
 from lit_wsl.merging.settings import renamed
 from lit_wsl.sweep.early_stop import EarlyStop, read_early_stop
 from lit_wsl.sweep.outcome import Params
@@ -184,7 +183,7 @@ def _whole(given: Mapping[str, Any], name: str, default: int | None, *, least: i
     value = given.get(name)
     if value is None:
         return default
-    if not is_number(value) or not math.isfinite(value) or value != int(value):
+    if not is_number(value) or not is_finite(value) or value != int(value):
         raise ConfigError(f"`search.{name}` must be a whole number, got {value!r}.")
     if least is not None and value < least:
         raise ConfigError(f"`{name} >= {least}` must hold for `search`, got {value}.")

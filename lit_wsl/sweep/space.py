@@ -10,7 +10,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lit_wsl.errors import ConfigError, did_you_mean
-from lit_wsl.merging.parameters import is_number
+from lit_wsl.merging.parameters import is_finite, is_number
 from lit_wsl.sweep.outcome import Params
 
 DECIMALS = 12
@@ -54,7 +54,7 @@ class Dimension:
                 if _text(known) == wanted:
                     return choice
             raise ConfigError(f"`{self.name}` cannot be {value!r}; its values are {list(self.values)}.")
-        if not is_number(value) or not math.isfinite(value):
+        if not is_number(value) or not is_finite(value):
             raise ConfigError(f"`{self.name}` must be a number, got {value!r}.")
         if isinstance(self.distribution, IntDistribution) and value != int(value):
             raise ConfigError(f"`{self.name}` must be a whole number, got {value!r}.")
@@ -200,7 +200,7 @@ def _step(where: str, given: Mapping[str, Any]) -> float | None:
 
 def _bound(where: str, given: Mapping[str, Any], name: str) -> float:
     value = given.get(name)
-    if value is None or not is_number(value) or not math.isfinite(value):
+    if value is None or not is_number(value) or not is_finite(value):
         raise ConfigError(f"`{where}` needs `min` and `max`, two numbers; `{name}` is {value!r}.")
     bound: float = value
     return bound

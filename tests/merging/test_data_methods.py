@@ -275,6 +275,20 @@ def test_gram_matrices_must_fit_the_inputs(tmp_path):
         assert one_line(error)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_files_that_do_not_agree_on_the_side_of_inputs_are_refused(tmp_path, order):
+    """Of a square weight nothing else would tell."""
+    tensors = {"turned.weight": torch.eye(3)}
+    paths = [
+        save(tmp_path / "rows.safetensors", tensors, "gram", inputs_first='["turned.weight"]'),
+        save(tmp_path / "columns.safetensors", tensors, "gram"),
+    ]
+    message = r"rows\.safetensors has the inputs of 'turned\.weight' in its rows, .*columns\.safetensors in its columns"
+    with pytest.raises(MergeError, match=message) as error:
+        open_statistics(paths[::order], "gram", [SOURCE, SOURCE])
+    assert one_line(error)
+
+
 def test_one_file_per_source_is_needed(tmp_path):
     path = save(tmp_path / "a.safetensors", GOOD)
     for paths in ([], [path], [path] * 3):

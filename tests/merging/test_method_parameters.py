@@ -84,6 +84,8 @@ def test_every_kind_of_parameter_is_taken():
         ({"count": False}, "of type int"),
         ({"share": "1"}, "of type float"),
         ({"share": float("inf")}, "finite"),
+        ({"number": 10**400}, "must be finite, got 1000"),
+        ({"numbers": [1, 10**400]}, "must hold finite numbers"),
         ({"kind": "c"}, "one of a, b"),
         ({"numbers": None}, "list of numbers, got None"),
         ({"numbers": "12"}, "list of numbers"),

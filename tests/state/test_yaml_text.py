@@ -24,8 +24,11 @@ BOMB = "\n".join(
         ("9" * 6000, "Exceeds the limit"),
         ("!!python/object/apply:os.system ['true']", "could not determine a constructor"),
         ("a: 1\n---\nb: 2", "2 documents"),
+        ("a: 1\nb: 2\na: 1", "'a' stands twice, in lines 1 and 3"),
+        ("a:\n  - {k: 1, 'k': 2}", "'k' stands twice, in lines 2 and 2"),
+        ("{? {a: 1, a: 2} : 3}", "'a' stands twice"),
     ],
-    ids=range(11),
+    ids=range(14),
 )
 def test_what_is_refused(text, words):
     with pytest.raises(yaml.YAMLError, match=words):
@@ -35,6 +38,8 @@ def test_what_is_refused(text, words):
 def test_what_is_read():
     assert read_yaml("") is None
     assert read_yaml("a: &a [1, 2]\nb: [*a, *a]") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}
+    assert read_yaml("a: &a {k: 1, l: 2}\nb: {k: 3, <<: *a}\nc: {<<: *a, <<: {m: 4}}")["b"] == {"k": 3, "l": 2}
+    assert read_yaml("{1: a, '1': b}") == {1: "a", "1": "b"}
     assert read_yaml("[" * 100 + "]" * 100)
     assert read_yaml_documents("a: 1\n---\nb: 2") == [{"a": 1}, {"b": 2}]
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from lit_wsl.errors import ConfigError, did_you_mean
 from lit_wsl.evaluation.subset import SubsetSpec
 from lit_wsl.learning.heldout.pareto import PARETO, criterion_name
-from lit_wsl.merging.parameters import is_number
+from lit_wsl.merging.parameters import is_finite, is_number
 from lit_wsl.merging.settings import read_part, renamed
 from lit_wsl.training.tasks import Split
 
@@ -108,7 +108,7 @@ class HeldOutSettings:
             values = list(given)
         else:
             values = [given] * len(tasks)
-        if len(values) != len(tasks) or not all(is_number(value) and math.isfinite(value) for value in values):
+        if len(values) != len(tasks) or not all(is_number(value) and is_finite(value) for value in values):
             raise ConfigError(f"`{WHERE}.reference_point` must be a number for each of {list(tasks)}, got {given!r}.")
         return [float(value) for value in values]
 

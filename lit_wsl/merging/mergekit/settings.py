@@ -60,7 +60,7 @@ def _number(value: Any, where: str) -> float:
     """A number; also one such as ``1e-5``, which YAML reads as text."""
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"`{where}` must be a number, a list of numbers, or a list with filters, got {value!r}."
         ) from error
