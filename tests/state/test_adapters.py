@@ -137,3 +137,33 @@ def test_a_configuration_of_wrong_types_is_refused(tmp_path, change):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 8, **change}))
     with pytest.raises(CheckpointError, match="adapter_config.json"):
         read_adapter_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"peft_type": "IA3"}, "only LORA can be folded"),
+        ({"use_qalora": True}, "`use_qalora` cannot be folded"),
+        ({"init_lora_weights": "pissa"}, "`init_lora_weights: pissa` changed the base weights"),
+        ({"use_dora": 1}, "`use_dora` cannot be 1"),
+        ({"bias": []}, "`bias` cannot be"),
+        ({"modules_to_save": "head"}, "`modules_to_save` must be a list of names"),
+        ({"target_parameters": [1]}, "`target_parameters` must be a list of names"),
+        ({"rank_pattern": {"(": 4}}, "no regular expression"),
+        ({"rank_pattern": {"q": 0}}, "`rank > 0` must hold"),
+        ({"r": 0}, "`rank > 0` must hold"),
+        ({"r": -1}, "`rank > 0` must hold"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_folded_are_named(tmp_path, change, words):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "lora_alpha": 8, **change}))
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        read_adapter_config(tmp_path)
+
+
+def test_a_directory_without_a_configuration_is_no_adapter(tmp_path):
+    with pytest.raises(CheckpointError, match="adapter_config.json is missing"):
+        read_adapter_config(tmp_path)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        read_adapter_config(tmp_path / "gone")

@@ -168,3 +168,60 @@ def test_a_damaged_list_of_what_was_published_replaces_nothing(tmp_path, files):
     with pytest.raises(CheckpointError, match="choose another"):
         write(tmp_path / "out", "second", overwrite=True)
     assert (tmp_path / "out/stranger").read_text() == "years of work"
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match="no regular file"):
+        _write(tmp_path / "out", "first")
+
+
+def test_a_file_is_no_folder_to_write(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(CheckpointError, match="is a file; name a directory"):
+        write(tmp_path / "out", "first")
+    with pytest.raises(CheckpointError, match="could not be written|cannot be written"):
+        write(tmp_path / "out" / "inner", "first")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        _write(tmp_path / "out" / "inner", "first")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_output_with_a_damaged_list_of_its_files_is_left_alone(tmp_path):
+    write(tmp_path / "out", "first")
+    (tmp_path / "out" / MARKER).write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        write(tmp_path / "out", "second", overwrite=True)
+    assert (tmp_path / "out/content").read_text() == "first"
+
+
+def test_an_earlier_output_that_a_kill_left_aside_is_put_back(tmp_path):
+    write(tmp_path / "out", "first")
+    (tmp_path / "out").rename(tmp_path / "out.replaced")
+    with pytest.raises(RuntimeError), published_directory(tmp_path / "out", overwrite=True):
+        raise RuntimeError
+    assert (tmp_path / "out/content").read_text() == "first"
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_scratch_of_a_process_that_is_gone_is_removed(tmp_path, is_folder):
+    name = f"out.{publish_module._HOST}.1.{2**22 + 1}.partial"  # no process has so high a number
+    (tmp_path / name).mkdir() if is_folder else (tmp_path / name).write_text("half")
+    _write(tmp_path / "out", "first")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_error_of_the_caller_leaves_no_scratch(tmp_path):
+    with pytest.raises(RuntimeError), published_file(tmp_path / "out") as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch_beside_a_file_goes_with_its_block(tmp_path):
+    with published_file(tmp_path / "out") as partial:
+        partial.write_text("first")
+        with publish_module.scratch_beside(partial) as scratch:
+            (scratch / "part").write_text("half")
+        assert not scratch.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -109,7 +109,7 @@ def test_factors_of_half_precision_are_put_together_in_float32():
     torch.testing.assert_close(fold(total), fold(parts[0]) + fold(parts[1]), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("entries", [-5, 4, 12, 1 << 18])
+@pytest.mark.parametrize("entries", [-5, 4, 8, 12, 1 << 18])
 def test_blocks_need_not_begin_where_updates_do(monkeypatch, entries):
     """One row at least makes a block; each update reaches over several of them, or touches none."""
     monkeypatch.setattr("lit_wsl.tensors.lora._BLOCK_ENTRIES", entries)

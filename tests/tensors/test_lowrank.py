@@ -187,3 +187,10 @@ def test_factors_of_a_sum_are_float32_and_contiguous():
     for part in (found.A, found.B):
         assert part.dtype == torch.float32
         assert part.is_contiguous()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_no_share_is_larger_than_one(seed):
+    """Rounding would make every second one so."""
+    torch.manual_seed(seed)
+    assert factorise(torch.randn(20, 10), None)[1] <= 1.0

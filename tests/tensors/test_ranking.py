@@ -8,7 +8,7 @@ import torch
 
 from lit_wsl.merging import merge_tensors
 from lit_wsl.tensors import ranking
-from lit_wsl.tensors.magnitudes import as_float
+from lit_wsl.tensors.magnitudes import as_float, magnitude_patterns
 from lit_wsl.tensors.ranking import RankSelector
 
 COUNT = 400_000
@@ -207,6 +207,20 @@ def test_bounds_of_too_many_entries_are_forgotten(monkeypatch):
     assert selector._brackets[0]._within == []
 
 
+def test_an_entry_just_outside_its_bounds_is_not_found():
+    bracket = ranking._Bracket(*magnitude_patterns(torch.tensor([2.0, 4.0])).tolist())
+    bracket.update(magnitude_patterns(torch.arange(1.0, 7.0)))
+    assert [bracket.magnitude(rank) for rank in range(7)] == [math.inf, None, None, 4.0, 3.0, 2.0, None]
+
+
+def test_what_is_found_between_bounds_in_other_blocks_adds_up():
+    one, other = (ranking._Bracket(*magnitude_patterns(torch.tensor([2.0, 4.0])).tolist()) for _ in range(2))
+    one.update(magnitude_patterns(torch.tensor([1.0, 3.0, 9.0])))
+    other.update(magnitude_patterns(torch.tensor([2.0, 4.0, 5.0, 6.0])))
+    one.add(other)
+    assert [one.magnitude(rank) for rank in range(1, 8)] == [None, None, None, 4.0, 3.0, 2.0, None]
+
+
 @pytest.mark.usefixtures("short_sample")
 @pytest.mark.parametrize("zeros", [0.2, 0.6, 0.95])
 def test_a_sample_says_how_many_entries_are_not_zero(zeros):
@@ -225,3 +239,55 @@ def test_a_stream_without_entries_has_no_magnitudes():
     selector.update(torch.empty(0))
     assert selector.end_pass()
     assert selector.values == [math.inf, math.inf]
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+def test_a_short_stream_says_exactly_how_many_entries_are_not_zero(count):
+    told = []
+    selector = RankSelector(lambda nonzero: told.append(nonzero) or [1], of_nonzero=True)
+    selector.update(torch.cat([torch.arange(1.0, count + 1.0), torch.zeros(count - 1)]))
+    selector.end_pass()
+    assert told == [count]
+
+
+def test_a_bracket_may_be_full(monkeypatch):
+    monkeypatch.setattr(ranking, "_WITHIN", 3)
+    bracket = ranking._Bracket(*magnitude_patterns(torch.tensor([2.0, 4.0])).tolist())
+    bracket.update(magnitude_patterns(torch.tensor([2.0, 3.0, 4.0])))
+    bracket.update(magnitude_patterns(torch.tensor([1.0, 9.0])))
+    assert bracket.bounds() == (2.0, 4.0)
+    assert [bracket.magnitude(rank) for rank in range(1, 5)] == [None, 4.0, 3.0, 2.0]
+    bracket.update(magnitude_patterns(torch.tensor([2.5])))
+    assert (bracket.bounds(), bracket.magnitude(2), bracket._within) == (None, None, [])
+
+
+def test_entries_of_a_bracket_that_was_full_are_not_held_again(monkeypatch):
+    """Full of others' entries it is as full as of its own."""
+    monkeypatch.setattr(ranking, "_WITHIN", 3)
+    full, other = (ranking._Bracket(*magnitude_patterns(torch.tensor([2.0, 4.0])).tolist()) for _ in range(2))
+    full.update(magnitude_patterns(torch.full((5,), 3.0)))
+    other.update(magnitude_patterns(torch.tensor([3.0])))
+    other.add(full)
+    assert other.bounds() is None
+    assert [other.magnitude(rank) for rank in (1, 2)] == [None, None]
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 50])
+def test_any_rank_has_bounds(count):
+    sample = magnitude_patterns(torch.arange(1.0, count + 1.0).flip(0))
+    for rank in range(1, 301):
+        bracket = ranking._guessed(sample, rank, 300)
+        assert bracket._low < bracket._high
+        share = rank / 300 * count
+        assert as_float(bracket._low) <= count - share + 1.0 <= as_float(bracket._high) + 1.0
+
+
+@pytest.mark.usefixtures("short_sample")
+def test_samples_of_parts_are_one_sample():
+    x, parts = small(5, "normal"), [RankSelector(lambda count: [1]) for _ in range(2)]
+    for part, block in zip(parts, (x[:2000], x[2000:]), strict=True):
+        part.update(block)
+    held = sum(map(len, parts[0]._sample))
+    parts[0].add(parts[1])
+    assert parts[0].entries == SMALL
+    assert parts[0]._held == sum(map(len, parts[0]._sample)) > held

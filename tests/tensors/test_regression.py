@@ -104,3 +104,17 @@ def test_half_precision_is_computed_in_float64():
 def test_one_matrix_is_its_own_mean(alpha):
     matrix = torch.randn(1, 4, 6, dtype=F64)
     torch.testing.assert_close(regression_mean(matrix, grams_of(inputs(1, 6)), alpha, 1e-10), matrix[0])
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.36])
+def test_an_input_that_is_always_zero_says_nothing_about_noise(noise):
+    """Two inputs of correlation a half have the eigenvalues 1.5 and 0.5; 0.3 of the larger is less than the smaller."""
+    matrices = torch.randn(2, 4, 3, dtype=F64)
+    gram = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]], dtype=F64)
+    grams = torch.stack([0.25 * gram, 0.75 * gram])
+    found = regression_mean(matrices, grams, 1.0, noise)
+    alone = regression_mean(matrices[..., :2], grams[:, :2, :2], 1.0, noise)
+    torch.testing.assert_close(found[:, :2], alone)
+    is_dropped = noise > 1 / 3
+    weighted = 0.25 * matrices[0, :, :2] + 0.75 * matrices[1, :, :2]
+    assert torch.allclose(alone, weighted) is not is_dropped

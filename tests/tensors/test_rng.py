@@ -158,3 +158,11 @@ def test_normal_numbers_are_normal(count):
             assert float((x**power).mean()) == pytest.approx(
                 moment, abs=5 * {1: 1, 2: 1.5, 3: 4, 4: 10}[power] / count**0.5
             )
+
+
+def test_normal_numbers_are_finite_at_the_ends_of_the_words(monkeypatch):
+    """Half a step from zero and from one."""
+    for word_, number in ((-(2**31), 0.5), (2**31 - 1, 2**32 - 0.5)):
+        monkeypatch.setattr(CounterRng, "words", lambda self, label, count, first=word_: torch.tensor([first, 0]))
+        radius = math.sqrt(-2.0 * math.log(number / 2**32))
+        assert -float(CounterRng(0).normal("n", 1)) == pytest.approx(radius, rel=1e-5)

@@ -105,6 +105,14 @@ def test_a_tiny_change_of_values_that_a_coarse_dtype_holds_is_no_rounding(coarse
     assert not both(weight.float(), tuned)
 
 
+def test_weights_whose_squares_float32_does_not_hold_are_no_less_rounded():
+    tiny = 2.0**-90
+    weight = (1.0 + 0.1 * torch.rand(896)).bfloat16()
+    tuned = weight.float() * (1.0 + 1e-2 * 2.0**-9 * torch.randn(896).clamp(-1.5, 1.5))
+    assert not both(weight * tiny, tuned * tiny)
+    assert both(tuned * tiny * 3, (tuned * tiny * 3).bfloat16())
+
+
 @pytest.mark.parametrize("entries", [1, 3, 15, 16, 100])
 def test_few_entries_are_rounded_too(entries):
     for _ in range(50):

@@ -130,6 +130,15 @@ def test_float64_is_compared_as_float32():
     assert keep_between(x, 0.0, threshold).tolist() == x.tolist()
 
 
+def test_a_float64_that_float32_rounds_below_the_threshold_is_dropped():
+    threshold = torch.tensor(0.1)
+    below = torch.nextafter(threshold, torch.tensor(0.0))
+    steps = torch.tensor([0.0, 0.25, 0.75, 1.0, 1.25], dtype=torch.float64)
+    x = below.double() + steps * (threshold.double() - below.double())
+    assert keep_above(x, float(threshold)).tolist() == [0.0, 0.0, *x[2:].tolist()]
+    assert keep_between(x, 0.0, float(below)).tolist() == [*x[:2].tolist(), 0.0, 0.0, 0.0]
+
+
 def test_dropping_begins_at_the_first_element():
     x, rng = torch.randn(300), CounterRng(2)
     assert torch.equal(drop(x, 0.4, rng, "l"), drop(x, 0.4, rng, "l", 0))

@@ -53,6 +53,8 @@ def test_leading_triplets_are_those_of_a_float64_decomposition(shape, is_exact):
     assert found.is_exact is (is_exact or min(shape) <= spectrum.SMALL)
     assert found.shape == shape
     assert count == (min(shape) if found.is_exact else 40)
+    assert (found.left.shape, found.right.shape) == ((shape[0], count), (count, shape[1]))
+    assert {found.values.dtype, found.row_energy.dtype, found.column_energy.dtype} == {torch.float64}
     for at in range(min(10, count)):
         assert abs(found.right[at].double() @ Vh[at]) == pytest.approx(1.0, abs=1e-4)
         assert abs(found.left[:, at].double() @ U[:, at]) == pytest.approx(float(S[at]), rel=1e-4)
@@ -124,6 +126,16 @@ def test_factors_are_balanced():
     factors = leading_spectrum(matrix_of(falling((50, 30))), 10).factors(5)
     assert (factors.A.shape, factors.B.shape, factors.scale) == ((5, 30), (50, 5), 1.0)
     torch.testing.assert_close(factors.A.norm(dim=1), factors.B.norm(dim=0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 5, 20])
+@pytest.mark.parametrize("shape", [(50, 20), (20, 50), (400, 300)], ids=str)
+def test_factors_can_be_written(shape, rank):
+    """Float32, row by row."""
+    factors = leading_spectrum(matrix_of(falling(shape)), 20).factors(rank)
+    for part in (factors.A, factors.B):
+        assert part.dtype == torch.float32
+        assert part.is_contiguous()
 
 
 @pytest.mark.parametrize("block", [50, 7000, 1 << 18])
@@ -225,16 +237,24 @@ def test_the_edge_is_that_of_the_noise_also_behind_triplets_that_took_some_of_it
     assert leading_spectrum(matrix_of(noise), 80).noise_edge(0) == pytest.approx(largest, rel=0.15)
 
 
-@pytest.mark.parametrize("block", [20, 7000])
+@pytest.mark.parametrize("block", [20, 140, 7000])
 @pytest.mark.parametrize("start", [0, 600])
 def test_the_edge_of_rounding_is_that_of_the_largest_row_and_column(monkeypatch, block, start):
     """Of the tuned side, from the first entry of the matrix on."""
     monkeypatch.setattr(spectrum, "BLOCK_ENTRIES", block)
     base, tuned = torch.randn(2, 60, 20)
+    tuned *= 0.01
     matrix = DeltaMatrix(Stored(base), Stored(tuned), (25, 20), start)
     part = np.square(tuned.reshape(-1)[start : start + 500].double().numpy().reshape(25, 20))
     wanted = 0.25 * (math.sqrt(part.sum(1).max()) + math.sqrt(part.sum(0).max()))
     assert matrix.rounding_edge(0.25) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_edge_of_rounding_adds_up_in_float64(monkeypatch):
+    monkeypatch.setattr(spectrum, "BLOCK_ENTRIES", 1)
+    tuned = torch.full((3000, 1), 0.1)
+    edge = DeltaMatrix(Stored(torch.zeros(3000, 1)), Stored(tuned), (3000, 1)).rounding_edge(1.0)
+    assert edge == pytest.approx(0.1 + 0.1 * math.sqrt(3000), rel=2e-7)
 
 
 @pytest.mark.parametrize("shape", [(300, 200), (64, 500)], ids=str)
@@ -271,11 +291,12 @@ def test_values_below_a_known_edge_are_noise():
         assert replace(found, least_edge=edge).rank_above_noise == count
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300)], ids=str)
-def test_the_edge_behind_triplets_is_that_of_the_formula(shape):
+def test_the_edge_behind_triplets_is_that_of_the_formula(shape, scale):
     """Row by row: what the triplets leave, over the squared share that their span leaves, a tenth at least."""
     torch.manual_seed(7)
-    delta = torch.randn(shape) + 2 * torch.outer(torch.randn(shape[0]), torch.randn(shape[1]))
+    delta = scale * (torch.randn(shape) + 2 * torch.outer(torch.randn(shape[0]), torch.randn(shape[1])))
     found = leading_spectrum(matrix_of(delta), 20, is_exact=True)
     U, S, Vh = np.linalg.svd(delta.double().numpy(), full_matrices=False)
     square = np.square(delta.double().numpy())
@@ -298,8 +319,8 @@ def test_the_rank_of_an_energy_is_known_where_the_values_reach_it():
     """Exactly the share of the known values is still known."""
     delta = falling((400, 300), 0.9)
     found = leading_spectrum(matrix_of(delta), 20)
-    share = float(found.values.square().sum() / found.energy)
-    assert found.rank_for(share * (1 - 1e-9)) == 20
+    share = float((torch.cumsum(found.values.square(), 0) / found.energy)[-1])
+    assert found.rank_for(share) == 20
     assert found.rank_for(min(1.0, share * (1 + 1e-6))) is None
     assert leading_spectrum(matrix_of(torch.zeros(400, 300)), 8).rank_for(0.9) == 1
 
@@ -309,6 +330,30 @@ def test_a_matrix_of_which_half_the_values_are_wanted_is_decomposed(count, is_wh
     found = leading_spectrum(matrix_of(falling((300, 400))), count)
     assert found.is_exact is is_whole
     assert len(found.values) == (300 if is_whole else count)
+
+
+@pytest.mark.parametrize(("side", "is_whole"), [(256, True), (257, False)])
+def test_a_matrix_with_a_short_side_is_decomposed(side, is_whole):
+    assert leading_spectrum(matrix_of(torch.randn(side, 300)), 8).is_exact is is_whole
+
+
+def test_a_matrix_without_columns_has_no_energy():
+    assert leading_spectrum(matrix_of(torch.empty(3, 0)), 8).energy == 0.0
+
+
+def test_no_share_is_larger_than_one():
+    """Rounding would make every second one so."""
+    for _ in range(30):
+        assert leading_spectrum(matrix_of(torch.randn(30, 20)), 8).captured(20) <= 1.0
+
+
+def test_values_beyond_the_rank_are_numbers():
+    """What rounding makes of them in the Gram matrix may be negative."""
+    delta = torch.zeros(400, 300)
+    delta[::150] = torch.randn(3, 300)
+    values = leading_spectrum(matrix_of(delta), 40).values
+    assert (values >= 0.0).all()
+    torch.testing.assert_close(values[:3], exact(delta)[:3], rtol=1e-4, atol=0.0)
 
 
 def test_more_iterations_tell_the_last_of_flat_values_better_apart():
@@ -323,13 +368,14 @@ def test_more_iterations_tell_the_last_of_flat_values_better_apart():
     assert float(leading_spectrum(matrix_of(delta), 40).values.square().sum()) == captured[1]
 
 
-@pytest.mark.parametrize("kept", [0, 1 << 23])
-def test_a_difference_is_read_once_if_it_is_kept(monkeypatch, kept):
+@pytest.mark.parametrize("shape", [(500, 400), (400, 500)], ids=str)
+@pytest.mark.parametrize("kept", [0, 199_999, 200_000, 1 << 23])
+def test_a_difference_is_read_once_if_it_is_kept(monkeypatch, kept, shape):
     monkeypatch.setattr(spectrum, "KEPT_ENTRIES", kept)
     monkeypatch.setattr(spectrum, "BLOCK_ENTRIES", 7000)
-    read, side = [], Stored(torch.randn(500, 400))
+    read, side = [], Stored(torch.randn(shape))
     fill = side.fill
     monkeypatch.setattr(side, "fill", lambda out, start: (read.append(out.numel()), fill(out, start)))
-    leading_spectrum(DeltaMatrix(Stored(torch.zeros(500, 400)), side, (500, 400)), 20)
-    assert sum(read) == 200_000 * (1 if kept else 3)
+    leading_spectrum(DeltaMatrix(Stored(torch.zeros(shape)), side, shape), 20)
+    assert sum(read) == 200_000 * (1 if kept >= 200_000 else 3)
     assert max(read) <= 7000

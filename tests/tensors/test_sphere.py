@@ -60,7 +60,7 @@ def test_where_there_is_no_arc_the_line_is_straight(pair):
 
 @pytest.mark.parametrize("turn", [1.0, -1.0])
 def test_the_line_is_straight_beyond_the_largest_cosine_on_either_side(turn):
-    for cosine, is_straight in ((0.69, False), (0.71, True)):
+    for cosine, is_straight in ((0.69, False), (0.7, False), (0.71, True)):
         matrix = torch.tensor([[1.0, turn * cosine], [turn * cosine, 1.0]], dtype=F64)
         assert (arc(matrix, 0.3, 0.7).tolist() == [0.7, 0.3]) is is_straight
 
@@ -106,6 +106,8 @@ def test_a_share_of_zero_counts_for_nothing():
     torch.testing.assert_close(combined(vectors, karcher_mean(inner(vectors), shares, 50)), alone)
     only = karcher_mean(inner(torch.zeros(2, 3)), torch.tensor([1.0, 0.0], dtype=F64), 5)
     assert only.tolist() == [1.0, 0.0]
+    without = karcher_mean(inner(torch.tensor([[0.0, 0.0], [1.0, 2.0]])), torch.tensor([1.0, 0.0], dtype=F64), 5)
+    assert without.tolist() == [1.0, 0.0]
 
 
 def test_directions_that_balance_have_the_straight_mean():
@@ -158,3 +160,17 @@ def test_rounding_takes_no_cosine_out_of_its_bounds():
             assert arc(inner(torch.stack([vector, factor * vector])), 0.3).tolist() == [0.7, 0.3]
         equal = torch.stack([vector, vector, vector])
         torch.testing.assert_close(combined(equal, karcher_mean(inner(equal), thirds, 3)), vector)
+
+
+@pytest.mark.parametrize("turn", [1.0, -1.0])
+def test_a_cosine_that_rounding_took_out_of_its_bounds_is_taken_back(turn):
+    beyond = turn * (1.0 + 1e-14)
+    matrix = torch.tensor([[1.0, beyond], [beyond, 1.0]], dtype=F64)
+    assert arc(matrix, 0.3).tolist() == [0.7, 0.3]
+    pulls = sphere._mean_logarithm(torch.tensor([1.0, 0.0], dtype=F64), torch.tensor([0.5, 0.5], dtype=F64), matrix)
+    assert torch.isfinite(pulls).all()
+
+
+def test_a_length_that_rounding_took_below_zero_is_zero():
+    matrix = torch.tensor([[1.0, 1.0 + 1e-14], [1.0 + 1e-14, 1.0]], dtype=F64)
+    assert float(sphere._length(torch.tensor([1.0, -1.0], dtype=F64), matrix)) == 0.0

@@ -45,6 +45,13 @@ def test_cores_are_those_that_this_process_may_use():
         os.sched_setaffinity(0, mine)
 
 
+@pytest.mark.parametrize(("known", "wanted"), [(5, 5), (None, 1)])
+def test_cores_are_those_of_the_machine_where_a_process_is_not_told_its_own(monkeypatch, known, wanted):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: known)
+    assert free_cores() == wanted
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_torch_keeps_to_one_core_for_a_while_and_takes_all_again_after_an_error():
     with pytest.raises(KeyError), single_threaded():
@@ -63,6 +70,12 @@ def test_a_pool_has_as_many_threads_as_asked_for_or_cores(given):
         found = [job.result() for job in jobs]
     assert {(one[0], one[2]) for one in found} == {(os.getpid(), 1)}
     assert len({one[1] for one in found}) == wanted
+
+
+def test_a_pool_that_is_not_told_how_many_has_a_thread_per_core(monkeypatch):
+    monkeypatch.setattr(workers, "free_cores", lambda: 3)
+    with parallel_parameters() as pool:
+        assert pool._max_workers == 3
 
 
 @pytest.mark.usefixtures("two_threads")
