@@ -321,7 +321,7 @@ def test_a_reference_point_moves_the_choice():
     assert record_of(vectors).chosen.update == 2
     assert record_of(vectors, reference_point=[0.0, -1.0]).chosen.update == 1
     assert record_of(vectors, reference_point={"b": -1}).chosen.update == 1
-    for wrong in ([0.0], {"c": 0.0}, "zero", [math.nan, 0.0]):
+    for wrong in ([0.0], {"c": 0.0}, "zero", [math.nan, 0.0], [0.0, 10**400]):
         with pytest.raises(ConfigError, match="reference_point"):
             record_of(vectors, reference_point=wrong)
 

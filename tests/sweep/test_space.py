@@ -66,6 +66,7 @@ def test_a11_8_logarithms_need_positive_bounds(log):
     [
         ({"min": 1.0, "max": 1.0}, "max > min"),
         ({"min": 0.0}, "needs `min` and `max`"),
+        ({"min": 0.0, "max": 10**400}, "two numbers; `max` is 1000"),
         ({"type": "double", "min": 0, "max": 1}, "cannot be 'double'"),
         ({"type": "choice"}, "needs `values`"),
         ({"min": 0, "max": 1, "lower": 0}, "no key 'lower'"),
@@ -113,6 +114,7 @@ def test_a11_9_settings_of_the_earlier_process_are_told_to_be_without_effect(cap
         ({"type": "grid", "grid": {"x": []}}, "no values"),
         ({"type": "grid", "grid": {}, "budget": math.inf}, "whole number"),
         ({"type": "grid", "grid": {}, "workers": math.nan}, "whole number"),
+        ({"type": "grid", "grid": {}, "budget": 10**400}, "whole number"),
         ({"type": "grid", "grid": {"x": [1]}, "early_stop": {"param_resolution": {"y": 0.1}}}, "'y'"),
     ],
 )
