@@ -1,7 +1,6 @@
 """Commands that write, killed or out of disk at any moment: the old output or the new one, and the next try works.
 
-What trains and what sweeps has its own tests: `tests/training/test_checkpoint_io.py`, `tests/sweep/test_resume.py`,
-`tests/learning/test_run.py`, `tests/runs/test_bundle.py`.
+What trains, sweeps and prepares is in `test_interrupted_training.py`.
 """
 
 import shutil
