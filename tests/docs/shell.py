@@ -119,6 +119,9 @@ def _lit_wsl(words: list[str]) -> int:
 
 
 def _module(words: list[str]) -> int:
-    with mock.patch.object(sys, "argv", words[1:]):
-        runpy.run_module(words[1], run_name="__main__")
+    try:
+        with mock.patch.object(sys, "argv", words[1:]):
+            runpy.run_module(words[1], run_name="__main__")
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
     return 0
