@@ -71,7 +71,7 @@ def test_a_peer_has_a_name_and_a_time():
 def test_the_page_shows_the_history():
     page = README.read_text(encoding="utf-8")
     assert with_table(page, read()) == page
-    assert {one["benchmark"] for one in read()} == set(READERS)
+    assert {one["benchmark"] for one in read()} <= set(READERS)
     assert all(json.dumps(one) for one in read())
 
 
