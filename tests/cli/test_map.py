@@ -256,7 +256,7 @@ def test_verify(capsys, folder, proof):
     assert run([*argv, "--overwrite", "--dummy_input", "float32[5, 4]"]) == 0
     assert proof.given.shape == (5, 4)
     capsys.readouterr()
-    one_line(capsys, 1, [*argv, "--overwrite", "--dummy_input", "float[5"], "cannot be read; write `int64[2,8]`")
+    one_line(capsys, 2, [*argv, "--overwrite", "--dummy_input", "float[5"], "cannot be read; write `int64[2,8]`")
     proof.is_proven, proof.first_divergence = False, "norm"
     assert run([*argv[:-1], "other.json"]) == 1
     assert "Not proven: the models differ by 1.0e-07, first at norm" in capsys.readouterr().err
