@@ -140,20 +140,20 @@ def test_a12_3_a_search_of_another_type_keeps_it_unless_asked(capsys, config, se
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("code", "argv", "words"),
     [
-        (["--grid", "lambda"], ["NAME=V1,V2", "'lambda'"]),
-        (["--grid", "=0.5"], ["NAME=V1,V2"]),
-        (["--grid", "lamda=0.5"], ["no parameter 'lamda'", "Did you mean 'lambda'"]),
-        (["--storage", "."], ["is the directory"]),
+        (2, ["--grid", "lambda"], ["NAME=V1,V2", "'lambda'"]),
+        (2, ["--grid", "=0.5"], ["NAME=V1,V2"]),
+        (1, ["--grid", "lamda=0.5"], ["no parameter 'lamda'", "Did you mean 'lambda'"]),
+        (1, ["--storage", "."], ["is the directory"]),
     ],
 )
-def test_a12_3_mistakes_are_one_line(capsys, config, argv, words):
-    one_line(capsys, 1, ["merge-sweep", "--config", config(), *argv], *words)
+def test_a12_3_mistakes_are_one_line(capsys, config, code, argv, words):
+    one_line(capsys, code, ["merge-sweep", "--config", config(), *argv], *words)
 
 
 def test_a12_3_sources_and_a_search_are_needed(capsys, config):
-    one_line(capsys, 1, ["merge-sweep"], "--config FILE")
+    one_line(capsys, 2, ["merge-sweep"], "--config FILE")
     one_line(capsys, 1, ["merge-sweep", "--config", config(search=None)], "needs `search`")
 
 
