@@ -20,11 +20,3 @@ def relative_error(x: Tensor, reference: Tensor) -> float:
     if size == 0.0:
         return 0.0 if distance == 0.0 else float("inf")
     return distance / size
-
-
-def cosine_similarity(x: Tensor, y: Tensor) -> float:
-    """Cosine of the angle between the flattened tensors, in [-1, 1]; 0 when one of them is zero."""
-    size = l2_norm(x) * l2_norm(y)
-    if size == 0.0:
-        return 0.0
-    return max(-1.0, min(1.0, float(torch.dot(x.double().flatten(), y.double().flatten())) / size))

@@ -125,27 +125,6 @@ def _moved(given: Tensor, fill: int, *, causal: bool) -> Tensor:
     return functional.pad(given[..., 1:], (0, 1), value=fill) if causal else given
 
 
-def mean_entropy(
-    logits: Tensor,
-    labels: Tensor | None = None,
-    attention_mask: Tensor | None = None,
-    *,
-    causal: bool = False,
-    temperature: float = 1.0,
-    chunk: int = 4096,
-) -> Tensor:
-    """Mean entropy of the distributions that count; see :func:`entropy` and :func:`valid_positions`.
-
-    Raises:
-        ConfigError: If the temperature is not positive, or the chunk negative.
-        DataError: If a shape does not fit, or nothing counts.
-    """
-    valid = valid_positions(logits, labels, attention_mask, causal=causal)
-    if not bool(valid.any()):
-        raise DataError("No position of the batch counts: every label is -100, or the mask is 0; look at its labels.")
-    return entropy(logits if bool(valid.all()) else logits[valid], temperature, chunk).mean()
-
-
 def cross_entropy_sum(
     logits: Tensor,
     labels: Tensor,
@@ -278,15 +257,6 @@ def smooth_max(values: Tensor, tau: float = 0.1) -> Tensor:
         ConfigError: If tau is not positive.
     """
     return tau * (values / _positive(tau)).logsumexp(-1)
-
-
-def smooth_max_weights(values: Tensor, tau: float = 0.1) -> Tensor:
-    """Derivative of :func:`smooth_max` by each value, shape ``(T,)``: the softmax of ``values / tau``.
-
-    Raises:
-        ConfigError: If tau is not positive.
-    """
-    return (values / _positive(tau)).softmax(-1)
 
 
 def _positive(tau: float) -> float:

@@ -12,30 +12,6 @@ LEAST_SUM = 1e-8
 """Smallest sum that coefficients are divided by."""
 
 
-def project_onto_simplex(point: Tensor, total: float = 1.0) -> Tensor:
-    r"""The nearest point with no negative entry and the sum ``total``, along the last dimension.
-
-    It is :math:`\max(x - \theta, 0)` with the one :math:`\theta` that gives the sum.
-
-    Args:
-        point: Shape ``(*P, T)``.
-        total: A positive number.
-
-    Raises:
-        ValueError: If ``total`` is not positive.
-
-    Reference:
-        Duchi et al., Efficient projections onto the l1-ball, ICML 2008, figure 1.
-    """
-    if not total > 0.0:
-        raise ValueError(f"`total > 0` must hold, got {total}.")
-    falling = point.sort(dim=-1, descending=True).values
-    count = torch.arange(1, point.shape[-1] + 1, device=point.device, dtype=point.dtype)
-    threshold = (falling.cumsum(dim=-1) - total) / count
-    support = (falling > threshold).sum(dim=-1, keepdim=True).clamp(min=1)
-    return (point - threshold.gather(-1, support - 1)).clamp(min=0.0)
-
-
 def normalised(coefficients: Tensor) -> Tensor:
     """Coefficients over their sum along the last dimension; a sum below ``1e-8`` counts as that."""
     return coefficients / coefficients.sum(dim=-1, keepdim=True).clamp(min=LEAST_SUM)

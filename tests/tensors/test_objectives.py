@@ -13,10 +13,8 @@ from lit_wsl.tensors.objectives import (
     entropy,
     equal_weights,
     manual_weights,
-    mean_entropy,
     regret,
     smooth_max,
-    smooth_max_weights,
     valid_positions,
 )
 
@@ -89,6 +87,11 @@ def test_positions_of_a_causal_model_count_by_the_label_behind_them():
     assert valid_positions(logits, causal=True).tolist() == [[True, True, True, False]] * 2
 
 
+def mean_entropy(logits, labels=None, mask=None, *, causal=False):
+    """As learners take it: of the positions that count."""
+    return entropy(logits[valid_positions(logits, labels, mask, causal=causal)]).mean()
+
+
 def test_a_classifier_of_rows_counts_every_row_with_or_without_labels():
     logits = torch.randn(3, 4, dtype=F64)
     expected = sum(map(_entropy, logits.tolist())) / 3
@@ -142,8 +145,7 @@ def test_gradients_of_means_are_those_of_finite_differences():
 
 def test_batches_in_which_nothing_counts_are_refused():
     logits, none = torch.randn(2, 4, 5), torch.full((2, 4), -100)
-    with pytest.raises(DataError, match="No position of the batch counts"):
-        mean_entropy(logits, none)
+    assert not valid_positions(logits, none).any()
     with pytest.raises(DataError, match="No label of the batch counts"):
         cross_entropy(logits, none)
     assert cross_entropy_sum(logits, none)[1] == 0
@@ -242,7 +244,7 @@ def test_smooth_maximum_bounds_the_maximum_and_has_the_weights_as_gradient(tau):
     assert float(found.detach()) == pytest.approx(expected)
     assert top <= float(found.detach()) <= top + tau * math.log(5) + 1e-12
     found.backward()
-    torch.testing.assert_close(values.grad, smooth_max_weights(values.detach(), tau))
+    torch.testing.assert_close(values.grad, torch.tensor(_shares(values.tolist(), tau), dtype=F64))
     assert torch.autograd.gradcheck(lambda v: smooth_max(v, tau), (values,))
 
 
@@ -250,6 +252,3 @@ def test_smooth_maxima_have_a_tenth_as_their_default_and_the_last_dimension():
     values = torch.randn(3, 4, dtype=F64)
     expected = [0.1 * math.log(sum(math.exp(v / 0.1) for v in row)) for row in values.tolist()]
     torch.testing.assert_close(smooth_max(values), torch.tensor(expected, dtype=F64))
-    torch.testing.assert_close(
-        smooth_max_weights(values), torch.tensor([_shares(row, 0.1) for row in values.tolist()], dtype=F64)
-    )

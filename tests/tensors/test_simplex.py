@@ -1,9 +1,7 @@
 """Parametrisations of coefficients: values by hand, inverses, gradients by finite differences."""
 
 import math
-from itertools import combinations
 
-import numpy as np
 import pytest
 import torch
 
@@ -11,23 +9,8 @@ from lit_wsl.tensors.simplex import (
     PARAMETRISATIONS,
     ProjectedLambda,
     normalised,
-    project_onto_simplex,
     simplex_softmax_scaled,
 )
-
-
-def _nearest_on_simplex(point, total):
-    """Over every set of positive entries, the projection onto their plane; the nearest that has no negative entry."""
-    best = None
-    for size in range(1, len(point) + 1):
-        for kept in combinations(range(len(point)), size):
-            shift = (sum(point[i] for i in kept) - total) / size
-            candidate = np.array([point[i] - shift if i in kept else 0.0 for i in range(len(point))])
-            distance = float(np.square(candidate - np.array(point)).sum())
-            if candidate.min() >= 0.0 and (best is None or distance < best[0]):
-                best = (distance, candidate)
-    return best[1]
-
 
 BY_HAND = {
     "projected_lambda": lambda row: row,
@@ -76,29 +59,6 @@ def test_projected_lambda_is_brought_back_in_place():
     assert raw.tolist() == pytest.approx([0.0, 0.4, 1.0])
 
 
-@pytest.mark.parametrize("total", [1.0, 2.5])
-def test_projection_is_the_nearest_point_of_the_simplex(total):
-    points = 2.0 * torch.randn(30, 4, dtype=torch.float64)
-    expected = torch.tensor(np.array([_nearest_on_simplex(row, total) for row in points.tolist()]))
-    torch.testing.assert_close(project_onto_simplex(points, total), expected)
-
-
-def test_projection_leaves_the_points_of_the_simplex_and_takes_equal_entries():
-    point = torch.tensor([[0.2, 0.3, 0.5], [1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0]], dtype=torch.float64)
-    torch.testing.assert_close(project_onto_simplex(point), point)
-    torch.testing.assert_close(project_onto_simplex(torch.full((4,), 7.0)), torch.full((4,), 0.25))
-
-
-def test_projection_has_the_gradient_of_finite_differences():
-    point = torch.tensor([[0.9, 0.5, -0.6, 0.3], [2.0, 1.9, 1.7, -3.0]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(project_onto_simplex, (point,))
-
-
-def test_projection_refuses_a_total_that_no_point_has():
-    with pytest.raises(ValueError, match="total > 0"):
-        project_onto_simplex(torch.ones(3), 0.0)
-
-
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (1, 4)], ids=["global", "per_layer", "per_task"])
 def test_magnitudes_scale_shares_and_learn(shape):
     raw = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
@@ -137,12 +97,6 @@ def test_both_bounds_of_the_tangent_have_finite_raw_numbers():
 def test_a_small_sum_is_divided_by_and_a_smaller_one_by_its_least():
     assert normalised(torch.tensor([1e-7, 3e-7], dtype=torch.float64)).tolist() == pytest.approx([0.25, 0.75])
     assert normalised(torch.tensor([1e-9, 3e-9], dtype=torch.float64)).tolist() == pytest.approx([0.1, 0.3])
-
-
-def test_a_total_that_is_lost_beside_a_large_entry_still_has_a_point():
-    found = project_onto_simplex(torch.tensor([1e20, 0.0, -3.0]))
-    assert found.isfinite().all()
-    assert (found >= 0.0).all()
 
 
 def test_shares_are_over_the_last_of_three_dimensions():
