@@ -38,8 +38,8 @@ CASES = {
     "statistics": 120,
     "partial folders": 120,
     "markers": 80,
-    "comparisons": 160,
-    "training settings": 60,
+    "comparisons": 120,
+    "training settings": 40,
 }
 """Cases of each kind in one run of the suite."""
 WANTED = "LIT_WSL_FAULT_CASES"

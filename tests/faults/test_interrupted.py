@@ -15,7 +15,7 @@ from tests.faults.moments import run_until, some_of
 from tests.merging.build import random_states, save_adapter, save_bert
 from tests.runs.build import record
 
-MOMENTS = 6
+MOMENTS = 4
 """Moments of each command, beside the first and the last."""
 
 COMMANDS = {

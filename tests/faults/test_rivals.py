@@ -22,7 +22,7 @@ COMMANDS = {
     "report": "report --artifacts_dir {artifacts} --output out.html",
 }
 PROCESSES = 3
-TIMES = 3
+TIMES = 2
 
 
 def start(argv, folder, said):
