@@ -31,7 +31,7 @@ COLUMNS = (
     "its GB",
     "than before",
     "day, load",
-    "command",
+    "script",
 )
 
 Entry = dict[str, Any]
@@ -94,7 +94,7 @@ def _cells(one: Entry, before: Entry | None) -> list[str]:
         *(f"{one[key] / 1e9:.2f}" if key in one else "–" for key in ("memory", "peer_memory")),
         change(one, before),
         f"{one['date']}, {one['load']:.1f}",
-        f"`{one['command']}`",
+        f"`{one['benchmark']}`",
     ]
 
 
