@@ -66,7 +66,7 @@ def test_a_shipped_configuration_by_its_name(demo, monkeypatch):
 
 def test_a_name_that_does_not_ship_is_told_with_the_nearest(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    one_line(capsys, 1, ["merge", "--config", "merge_tise"], "Did you mean 'merge_ties'?")
+    one_line(capsys, 2, ["merge", "--config", "merge_tise"], "Did you mean 'merge_ties'?")
     one_line(capsys, 2, ["merge", "--config", "merge_tise.yaml"], "merge_tise.yaml")
 
 

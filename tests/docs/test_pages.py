@@ -1,6 +1,7 @@
 """The documentation says what the code does."""
 
 import importlib.util
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -23,12 +24,14 @@ def hooks():
     return module
 
 
-def test_method_page_lists_every_registered_method_with_its_defaults():
+def test_method_page_lists_every_registered_method_with_its_defaults_and_first_sentence():
     page = hooks().on_page_markdown((ROOT / "docs/methods.md").read_text())
+    rows = [line for line in page.splitlines() if line.startswith("|")]
     for name, cls in all_methods().items():
-        row = next(line for line in page.splitlines() if line.startswith("|") and f"`{name}`" in line)
+        (row,) = [line for line in rows if f"`{name}`" in line.split("|")[1]]
         for parameter, value in cls().params().items():
             assert f"`{parameter}` = {value}" in row
+        assert (inspect.getdoc(cls) or "").splitlines()[0] in row
 
 
 def test_start_page_is_readme_with_working_links():

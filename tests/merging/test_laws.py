@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib.util
 import inspect
 import math
 import re
@@ -14,7 +13,6 @@ import torch
 
 from lit_wsl.errors import ConfigError
 from lit_wsl.merging import build_method, merge_state_dict, merge_tensors
-from lit_wsl.merging.method import all_methods
 from tests.merging.laws import (
     METHODS,
     REQUIRED,
@@ -271,19 +269,6 @@ def test_every_number_is_checked(name):
             for wrong in (math.nan, "1"):
                 with pytest.raises(ConfigError, match=re.escape(f"`{key}`")):
                     build_method(name, {**params_of(name), key: wrong})
-
-
-def test_the_page_of_methods_lists_every_method_and_parameter():
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
-    page = hooks.on_page_markdown((ROOT / "docs/methods.md").read_text())
-    rows = [line for line in page.splitlines() if line.startswith("|")]
-    for name, cls in all_methods().items():
-        (row,) = [line for line in rows if f"`{name}`" in line.split("|")[1]]
-        for parameter in build_method(name, params_of(cls.name)).params():
-            assert f"`{parameter}` = " in row
-        assert (inspect.getdoc(cls) or "").splitlines()[0] in row
 
 
 @every_method
