@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import lit_wsl
 from benchmarks.inputs import SIZES
-from benchmarks.measure import machine
+from benchmarks.measure import machine, sampling
 from benchmarks.provenance import provenance
 from lit_wsl.models.lora import LoraSpec, inject_lora
 from lit_wsl.models.universal.fold import MergedDtype
@@ -143,20 +142,14 @@ def _measured(program: Callable[[], Any], path: Path) -> Figures:
 
 @contextmanager
 def _peak() -> Iterator[list[int]]:
-    """Most anonymous memory beyond that at the start, sampled from a thread."""
-    peak, over, start = [0], threading.Event(), _anonymous()
+    """Most anonymous memory beyond that at the start."""
+    peak, start = [0], _anonymous()
 
-    def watch() -> None:
-        while not over.wait(SAMPLE_SECONDS):
-            peak[0] = max(peak[0], _anonymous() - start)
+    def sample() -> None:
+        peak[0] = max(peak[0], _anonymous() - start)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    with sampling(sample, SAMPLE_SECONDS):
         yield peak
-    finally:
-        over.set()
-        thread.join()
 
 
 def _anonymous() -> int:

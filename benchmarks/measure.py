@@ -63,21 +63,33 @@ def measure(command: Sequence[str | Path], environment: Mapping[str, str], log: 
 
 @contextmanager
 def _watched(pid: int) -> Iterator[list[int]]:
-    """Most memory of a process and its descendants, resident and anonymous, sampled from a thread."""
-    peak, over = [0, 0], threading.Event()
+    """Most memory of a process and its descendants, resident and anonymous."""
+    peak = [0, 0]
+
+    def sample() -> None:
+        sampled = [_memory(one) for one in _tree(pid)]
+        peak[:] = [max(most, sum(sizes)) for most, sizes in zip(peak, zip(*sampled, strict=True), strict=True)]
+
+    with sampling(sample, SAMPLE_SECONDS):
+        yield peak
+
+
+@contextmanager
+def sampling(sample: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Call a function every so many seconds in a thread, or less often where it takes more than ``SAMPLE_SHARE``."""
+    over = threading.Event()
 
     def watch() -> None:
         pause = 0.0
         while not over.wait(pause):
             began = time.perf_counter()
-            sampled = [_memory(one) for one in _tree(pid)]
-            peak[:] = [max(most, sum(sizes)) for most, sizes in zip(peak, zip(*sampled, strict=True), strict=True)]
-            pause = max(SAMPLE_SECONDS, (time.perf_counter() - began) * (1 / SAMPLE_SHARE - 1))
+            sample()
+            pause = max(seconds, (time.perf_counter() - began) * (1 / SAMPLE_SHARE - 1))
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield peak
+        yield
     finally:
         over.set()
         thread.join()
