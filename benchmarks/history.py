@@ -125,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--keep", type=Path, nargs="+", default=[], metavar="FILE", help="results of scripts")
     options = parser.parse_args(arguments)
+    missing = next((path for path in options.keep if not path.is_file()), None)
+    if missing:
+        parser.error(f"{missing} is no file; give what a script wrote with --json.")
     for path in options.keep:
         keep(entries(json.loads(path.read_text(encoding="utf-8"))))
     if options.keep:

@@ -83,3 +83,10 @@ def test_a_failed_benchmark_is_not_kept(monkeypatch, capsys):
     monkeypatch.setattr("benchmarks.everything.keep", lambda _: pytest.fail("kept"))
     assert everything(["--only", "startup", "mapper"]) == 1
     assert "startup, mapper" in capsys.readouterr().err
+
+
+def test_results_that_are_not_there_are_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--keep", "nowhere.json"])
+    assert ended.value.code == 2
+    assert "nowhere.json is no file" in capsys.readouterr().err
